@@ -1,0 +1,1 @@
+"""PyTorch BN-Inception weights to Flax, and back."""
