@@ -1,0 +1,133 @@
+"""Splits to batches: a shuffled, augmented stream for training, padded batches in order for evaluation.
+
+Images are decoded by threads of this process: Pillow releases the interpreter's lock while it works, and nothing has to
+be copied between processes.
+"""
+
+import collections
+import contextlib
+from collections.abc import Generator
+
+import grain
+import jax
+import numpy as np
+
+from proxynca_jax.config import DataConfig
+from proxynca_jax.data.datasets import Split
+from proxynca_jax.data.transforms import decode, eval_transform, train_transform
+from proxynca_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+NO_LABEL = -1  # of the rows that only fill up a batch
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """How many whole batches a split holds.
+
+    Raises:
+        UserError: None, so that there would be nothing to train on.
+    """
+    images = len(split.labels)
+    if images < batch_size:
+        raise UserError(
+            f"{images} training images do not fill one batch of {batch_size}, and only whole batches are trained on. "
+            f"Set optim.batch_size to {images} or less, or train on more images."
+        )
+    return images // batch_size
+
+
+def training_batches(
+    split: Split, config: DataConfig, *, batch_size: int, seed: int, epoch: int, start_step: int = 0
+) -> Generator[Batch, None, None]:
+    """One epoch of training, in an order and with crops of its own.
+
+    The batches depend on `seed`, `epoch` and their step alone: not on `config.threads`, nor on `start_step`.
+
+    Args:
+        split: The training images.
+        config: How they become pixels, and with how many threads.
+        batch_size: B, images per batch; what is left over at the end is dropped.
+        seed: Of the run, at least 0.
+        epoch: At least 0.
+        start_step: The first step to yield; the images before it are not decoded.
+
+    Returns:
+        Batches of `image` uint8 RGB (B, H, W, 3) and `label` int32 (B,). Close it to stop early.
+
+    Raises:
+        UserError: There are fewer images than `batch_size`; while iterating: an image cannot be decoded.
+    """
+    stop = steps_per_epoch(split, batch_size) * batch_size
+
+    def load(index: int, rng: np.random.Generator) -> Batch:
+        image = decode(split.images[index], split.names[index])
+        return {"image": train_transform(image, config, rng), "label": split.labels[index]}
+
+    # Not seed + epoch, with which the next seed's run would replay this one's epochs.
+    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    # A slice keeps the positions that random_map seeds its generators by, so an epoch resumes with the same crops.
+    examples = grain.MapDataset.range(len(split.labels)).seed(epoch_seed).shuffle().random_map(load)
+    return _batches(examples[start_step * batch_size : stop], batch_size, config.threads)
+
+
+def evaluation_batches(split: Split, config: DataConfig, *, batch_size: int) -> Generator[Batch, None, None]:
+    """All images in order, the last batch filled up so that every batch has the same shape.
+
+    Args:
+        split: The images to embed.
+        config: How they become pixels, and with how many threads.
+        batch_size: B, images per batch.
+
+    Returns:
+        Batches of `image` uint8 RGB (B, H, W, 3), `label` int32 (B,) and `mask` bool (B,). The mask is false for the
+        rows that fill up the last batch; their image is black and their label -1. Close it to stop early.
+
+    Raises:
+        UserError: While iterating: an image cannot be decoded.
+    """
+    images = len(split.labels)
+    padding = {
+        "image": np.zeros((config.image_size, config.image_size, 3), np.uint8),
+        "label": np.int32(NO_LABEL),
+        "mask": np.False_,
+    }
+
+    def load(index: int) -> Batch:
+        if index >= images:
+            return padding
+        image = decode(split.images[index], split.names[index])
+        return {"image": eval_transform(image, config), "label": split.labels[index], "mask": np.True_}
+
+    padded = -(-images // batch_size) * batch_size
+    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config.threads)
+
+
+def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Generator[Batch, None, None]:
+    """Loads examples with `threads` threads and stacks them, in order; closing it ends the threads."""
+    # Threads load images, not batches: all of them work on the batch that is due next, so an epoch's first batch comes
+    # soon and its last ones keep every thread busy. Two batches wait ready beside the images that are being loaded.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * batch_size)
+    with contextlib.closing(iter(examples.to_iter_dataset(options).batch(batch_size))) as batches:
+        yield from batches
+
+
+def prefetch_to_device(
+    batches: Generator[Batch, None, None], size: int = 2, device: jax.Device | jax.sharding.Sharding | None = None
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Keeps the next `size` batches on the device, or on their way to it, while the caller works on the current one.
+
+    Args:
+        batches: Batches in the host's memory. Closed with this generator.
+        size: How many batches to send ahead; each takes device memory.
+        device: Where to, or how to spread them; JAX's default device if None.
+
+    Yields:
+        The same batches in the same order, as device arrays.
+    """
+    sent: collections.deque[dict[str, jax.Array]] = collections.deque()
+    with contextlib.closing(batches):
+        for batch in batches:
+            sent.append(jax.device_put(batch, device))  # returns at once, before the copy is done
+            if len(sent) > size:
+                yield sent.popleft()
+        yield from sent

@@ -1,0 +1,200 @@
+"""BN-Inception (Ioffe and Szegedy, arXiv 1502.03167), in the form of its Caffe port, whole in this file.
+
+Layers carry the names of the PyTorch state dict, so converting weights is a matter of renaming the leaves. Every
+convolution has a bias and is followed by BatchNorm and ReLU. Images are NHWC.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+FEATURES = 1024
+BATCH_NORM_EPSILON = 1e-5
+
+# One row a block: input channels, then output channels of [1x1, 3x3_reduce, 3x3, double_3x3_reduce, double_3x3_1,
+# double_3x3_2, pool_proj]. A block without 1x1 and pool_proj (0) halves height and width.
+BLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "inception_3a": (192, (64, 64, 64, 64, 96, 96, 32)),
+    "inception_3b": (256, (64, 64, 96, 64, 96, 96, 64)),
+    "inception_3c": (320, (0, 128, 160, 64, 96, 96, 0)),
+    "inception_4a": (576, (224, 64, 96, 96, 128, 128, 128)),
+    "inception_4b": (576, (192, 96, 128, 96, 128, 128, 128)),
+    "inception_4c": (576, (160, 128, 160, 128, 160, 160, 128)),
+    "inception_4d": (608, (96, 128, 192, 160, 192, 192, 128)),
+    "inception_4e": (608, (0, 128, 192, 192, 256, 256, 0)),
+    "inception_5a": (1056, (352, 192, 320, 160, 224, 224, 128)),
+    "inception_5b": (1024, (352, 192, 320, 192, 224, 224, 128)),
+}
+MAX_POOLED = "inception_5b"  # the one block of stride 1 whose pool takes the maximum
+
+
+def is_valid_image_size(size: int) -> bool:
+    """Whether the branches of blocks 3c and 4e agree on their output size for square images of `size` pixels.
+
+    Their strided convolution rounds an odd size up and their ceil-mode pool rounds it down.
+    """
+    third = (size + 1) // 2 // 4
+    return third >= 4 and third % 4 == 0
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation with PyTorch's running statistics.
+
+    The batch is normalised with its biased variance, while the running variance takes the unbiased one, which
+    `flax.nnx.BatchNorm` does not.
+    """
+
+    def __init__(self, features: int, *, momentum: float):
+        """Args:
+        features: channels.
+        momentum: share of the old running statistics kept at each step, 0 to 1. PyTorch's is 1 minus this.
+        """
+        ones, zeros = np.ones(features, np.float32), np.zeros(features, np.float32)
+        self.scale, self.bias = nnx.Param(jnp.array(ones)), nnx.Param(jnp.array(zeros))
+        self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
+        self.momentum = momentum
+
+    def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool) -> Float[Array, "..."]:
+        """Normalises `x`; with `train`, by its own statistics, which then enter the running ones."""
+        if train:
+            mean = jnp.mean(x, (0, 1, 2))
+            var = jnp.mean(jnp.square(x - mean[None, None, None]), (0, 1, 2))
+            count = x.size // x.shape[-1]
+            self._update(mean, var * (count / max(count - 1, 1)))
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = self.scale[...] * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        return x * factor[None, None, None] + (self.bias[...] - mean * factor)[None, None, None]
+
+    def _update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * jax.lax.stop_gradient(mean)
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * jax.lax.stop_gradient(var)
+
+
+class Conv(nnx.Module):
+    """Convolution with bias, odd square kernel, padded so that stride 1 keeps the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator):
+        """Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: side of the kernel, odd.
+        stride: step in both directions.
+        rng: source of the initial kernel, He normal. NumPy, since compiling JAX's generators for some fifty shapes
+            takes ten seconds and more, and these are the same numbers on every device.
+        """
+        deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
+        draw = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
+        self.kernel = nnx.Param(jnp.array(deviation * draw))
+        self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
+        pad = self.kernel.shape[0] // 2
+        y = jax.lax.conv_general_dilated(
+            x, self.kernel[...], (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y + self.bias[...][None, None, None]
+
+
+def _max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
+    """3x3 maximum. Stride 2 rounds sizes up without padding on the left (ceil mode); stride 1 keeps them."""
+    pads = [(1, 1) if stride == 1 else (0, 1 - size % 2) for size in x.shape[1:3]]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), *pads, (0, 0)])
+
+
+def _average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
+    """3x3 mean of stride 1 over zero-padded borders, which count: the divisor is 9 everywhere."""
+    pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads) / 9
+
+
+class BNInception(nnx.Module):
+    """The network up to its global average pool. Attributes are named as the keys of the PyTorch state dict."""
+
+    def __init__(self, *, batch_norm_momentum: float, rng: np.random.Generator):
+        """Args:
+        batch_norm_momentum: share of the old running statistics kept at each training step, 0 to 1.
+        rng: source of the initial weights (He normal; biases 0).
+        """
+
+        def add(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+            setattr(self, name, Conv(inputs, outputs, kernel, stride=stride, rng=rng))
+            setattr(self, f"{name}_bn", BatchNorm(outputs, momentum=batch_norm_momentum))
+
+        add("conv1_7x7_s2", 3, 64, 7, stride=2)
+        add("conv2_3x3_reduce", 64, 64, 1)
+        add("conv2_3x3", 64, 192, 3)
+        for block, (inputs, (one, three_reduce, three, double_reduce, double_1, double_2, projection)) in BLOCKS.items():
+            stride = 1 if one else 2
+            if one:
+                add(f"{block}_1x1", inputs, one, 1)
+            add(f"{block}_3x3_reduce", inputs, three_reduce, 1)
+            add(f"{block}_3x3", three_reduce, three, 3, stride)
+            add(f"{block}_double_3x3_reduce", inputs, double_reduce, 1)
+            add(f"{block}_double_3x3_1", double_reduce, double_1, 3)
+            add(f"{block}_double_3x3_2", double_1, double_2, 3, stride)
+            if projection:
+                add(f"{block}_pool_proj", inputs, projection, 1)
+
+    def stages(
+        self, x: Float[Array, "batch size size 3"], *, train: bool
+    ) -> Iterator[tuple[str, Float[Array, "batch ..."]]]:
+        """Yields every stage's name and output in order, the stem's layers one by one, then block by block.
+
+        Args:
+            x: normalised images.
+            train: normalise by the batch's statistics and update the running ones.
+        """
+
+        def unit(name: str, x: Array) -> Array:
+            return nnx.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x), train=train))
+
+        yield "conv1_relu_7x7", (x := unit("conv1_7x7_s2", x))
+        yield "pool1_3x3_s2", (x := _max_pool(x, stride=2))
+        yield "conv2_relu_3x3_reduce", (x := unit("conv2_3x3_reduce", x))
+        yield "conv2_relu_3x3", (x := unit("conv2_3x3", x))
+        yield "pool2_3x3_s2", (x := _max_pool(x, stride=2))
+        for block, (_, (one, *_)) in BLOCKS.items():
+            yield block, (x := self._block(block, bool(one), unit, x))
+        yield "global_pool", jnp.mean(x, (1, 2))
+
+    def _block(self, block: str, keeps_size: bool, unit, x: Array) -> Array:
+        three = unit(f"{block}_3x3", unit(f"{block}_3x3_reduce", x))
+        double = unit(f"{block}_double_3x3_1", unit(f"{block}_double_3x3_reduce", x))
+        double = unit(f"{block}_double_3x3_2", double)
+        if not keeps_size:
+            return jnp.concatenate([three, double, _max_pool(x, stride=2)], -1)
+        pooled = _max_pool(x, stride=1) if block == MAX_POOLED else _average_pool(x)
+        return jnp.concatenate([unit(f"{block}_1x1", x), three, double, unit(f"{block}_pool_proj", pooled)], -1)
+
+    def __call__(self, x: Float[Array, "batch size size 3"], *, train: bool) -> Float[Array, "batch 1024"]:
+        """Maps normalised images to features.
+
+        Args:
+            x: normalised images; `is_valid_image_size(size)` must hold.
+            train: normalise by the batch's statistics and update the running ones.
+
+        Raises:
+            ValueError: for an image size on which the network does not close.
+        """
+        if not is_valid_image_size(x.shape[1]):
+            raise ValueError(invalid_image_size(x.shape[1]))
+        for _, x in self.stages(x, train=train):
+            pass
+        return x
+
+
+def invalid_image_size(size: int) -> str:
+    """The error message for an image size on which the network does not close."""
+    below = max((s for s in range(size) if is_valid_image_size(s)), default=None)
+    above = next(s for s in range(max(size, 0) + 1, size + 99999) if is_valid_image_size(s))
+    near = " or ".join(str(s) for s in (below, above) if s is not None)
+    return (
+        f"image size {size} does not fit BN-Inception: the inputs of blocks 3c and 4e must have even sides. "
+        f"The nearest sizes that fit are {near}; the reference uses 227."
+    )

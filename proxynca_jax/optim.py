@@ -1,0 +1,28 @@
+"""Adam per parameter group, both learning rates falling each epoch."""
+
+import optax
+
+from proxynca_jax.config import OptimConfig
+
+
+def learning_rate_schedule(initial: float, *, decay_per_epoch: float, steps_per_epoch: int) -> optax.Schedule:
+    """Step to learning rate: `initial`, multiplied by `decay_per_epoch` after each epoch of `steps_per_epoch`."""
+    return optax.exponential_decay(initial, steps_per_epoch, decay_per_epoch, staircase=True)
+
+
+def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimiser of a tree `{"network": ..., "proxies": ...}`.
+
+    Args:
+        config: rates, moments and decay.
+        steps_per_epoch: optimiser steps between two decays.
+    """
+
+    def adam(learning_rate: float) -> optax.GradientTransformation:
+        schedule = learning_rate_schedule(
+            learning_rate, decay_per_epoch=config.decay_per_epoch, steps_per_epoch=steps_per_epoch
+        )
+        return optax.adam(schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+
+    groups = {"network": adam(config.learning_rate), "proxies": adam(config.proxy_learning_rate)}
+    return optax.partition(groups, {group: group for group in groups})

@@ -1,0 +1,65 @@
+"""The reference's numbers and the weights they were computed from, in our layout."""
+
+import functools
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+
+from convert import rules
+from proxynca_jax.steps import Tree
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    """Every array of the file that the reference's network, loss and optimiser produced."""
+    with np.load(FOLDER / "golden_cub.npz") as arrays:
+        return dict(arrays)
+
+
+def made_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weight that the reference was given for a state-dict key, in PyTorch's layout."""
+    rng = np.random.default_rng([7, zlib.crc32(key.encode())])
+    if key == "embedding_layer.bias":
+        return rng.uniform(-1 / 32, 1 / 32, shape).astype(np.float32)
+    z = rng.standard_normal(shape, dtype=np.float32)
+    if key == "embedding_layer.weight":
+        return (np.clip(z, -2, 2) * 0.001).astype(np.float32)
+    if key == "proxies":
+        return z / np.float32(8)
+    if key.startswith("last_linear."):
+        return z * np.float32(0.01)
+    if len(shape) == 4:
+        return (z * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+    if key.endswith("_bn.weight"):
+        return 1 + np.float32(0.2) * z
+    return z * np.float32(0.1 if key.endswith("_bn.bias") else 0.05)
+
+
+def rule_of(layer: str, leaf: str) -> rules.Rule:
+    return next(r for r in rules.RULES if r.leaf == leaf and r.torch_key.fullmatch(f"{layer}.{r.torch_leaf}"))
+
+
+def as_torch(layer: str, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    """A leaf of the network under PyTorch's key and in PyTorch's layout."""
+    rule = rule_of(layer, leaf)
+    array = np.asarray(value)
+    return f"{layer}.{rule.torch_leaf}", array.transpose(rule.to_torch) if rule.to_torch else array
+
+
+def fill(tree: Tree, stats: str = "stats/{}") -> Tree:
+    """The golden weights in the shape of `tree`, parameters or batch statistics of an embedder."""
+
+    def leaf(path: tuple, old: jax.Array) -> jax.Array:
+        layer, name = path[-2].key, path[-1].key
+        key, torch_layout = as_torch(layer, name, old)
+        if "running" in key:
+            return jax.numpy.array(golden()[stats.format(key)])
+        made = made_weight(key, torch_layout.shape)
+        rule = rule_of(layer, name)
+        return jax.numpy.array(made.transpose(rule.to_flax) if rule.to_flax else made)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
