@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from proxynca_jax.data.datasets import Split
 
 from proxynca_jax.config import DataConfig
+from proxynca_jax.data.datasets import Split
 from proxynca_jax.data.pipeline import (
     Batch,
     evaluation_batches,
@@ -28,14 +28,14 @@ CONFIG = DataConfig(image_size=32, resize_size=32, threads=3)
 class Recorder(Sequence):
     """A sequence that remembers which of its items were read."""
 
-    def __init__(self, items: list):
+    def __init__(self, items: Sequence):
         self.items = items
         self.read: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index):
         self.read.add(index)
         return self.items[index]
 
@@ -173,13 +173,13 @@ def test_damaged_image_is_the_users_error_and_ends_the_threads(kind, split):
 
 
 def test_closing_early_ends_the_threads_and_few_images_were_read_ahead():
-    split = make_split(Recorder(noise(4000)))
-    batches = prefetch_to_device(training_batches(split, CONFIG, batch_size=4, seed=0, epoch=0))
+    images = Recorder(noise(4000))
+    batches = prefetch_to_device(training_batches(make_split(images), CONFIG, batch_size=4, seed=0, epoch=0))
     next(batches)
     assert decoding_threads()
     batches.close()
     assert_decoding_threads_end()
-    assert len(split.images.read) < 100
+    assert len(images.read) < 100
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 9])
@@ -191,10 +191,10 @@ def test_prefetch_keeps_the_next_batches_on_the_device(size):
             made.append(number)
             yield {"label": np.full(3, number, np.int32)}
 
-    device = jax.devices()[0]
-    for number, batch in enumerate(prefetch_to_device(source(), size, device)):
-        assert isinstance(batch["label"], jax.Array)
-        assert batch["label"].devices() == {device}
-        assert batch["label"].tolist() == [number] * 3
-        assert len(made) == min(number + 1 + size, 5)
-    assert number == 4
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    received = []
+    for batch in prefetch_to_device(source(), size, sharding):
+        assert batch["label"].sharding == sharding
+        received.append(batch["label"].tolist())
+        assert len(made) == min(len(received) + size, 5)
+    assert received == [[number] * 3 for number in range(5)]

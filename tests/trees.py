@@ -5,7 +5,7 @@ Each class has a colour of its own, so a network can learn to tell them apart in
 
 import colorsys
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,25 @@ from PIL import Image
 SIZE = (48, 64)  # pixels, height and width
 
 
+def class_colour(class_index: int) -> np.ndarray:
+    """The colour of a class's images, RGB from 0 to 255."""
+    golden_ratio = 0.618  # steps of it spread any number of hues over the circle
+    return np.array(colorsys.hsv_to_rgb(class_index * golden_ratio % 1, 0.9, 0.8)) * 255
+
+
 def encode(class_index: int, size: tuple[int, int], rng: np.random.Generator, file_format: str = "JPEG") -> bytes:
     """A noisy plane of the class's colour, as the content of an image file."""
-    golden_ratio = 0.618  # steps of it spread any number of hues over the circle
-    colour = np.array(colorsys.hsv_to_rgb(class_index * golden_ratio % 1, 0.9, 0.8)) * 255
-    pixels = np.clip(colour + rng.normal(0, 20, (*size, 3)), 0, 255).astype(np.uint8)
+    pixels = np.clip(class_colour(class_index) + rng.normal(0, 20, (*size, 3)), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, file_format)
     return file.getvalue()
+
+
+def classes_drawn(contents: Iterable, classes: int) -> list[int]:
+    """The class of each encoded image, of so many, told by its colour."""
+    colours = np.array([class_colour(label) for label in range(classes)])
+    means = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).mean(axis=(0, 1)) for content in contents]
+    return [int(np.abs(colours - mean).sum(axis=1).argmin()) for mean in means]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -64,10 +75,10 @@ def draw_cars(
     rng = np.random.default_rng(seed)
     height, width = size
     rows = []
-    for label in np.repeat(np.arange(classes), images_per_class):
+    for label in np.repeat(np.arange(classes), images_per_class).tolist():
         name = f"car_ims/{len(rows) + 1:06d}.jpg"
         write(root / name, encode(label, size, rng))
-        rows.append((name, 1, 1, width, height, int(label) + 1, len(rows) % 2))
+        rows.append((name, 1, 1, width, height, label + 1, len(rows) % 2))
     fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
     content = {"annotations": _annotations(rows, fields), "class_names": _car_names(classes)}
     scipy.io.savemat(root / "cars_annos.mat", content)
@@ -124,7 +135,7 @@ def draw_sop(
             name = f"{kind}_final/{110_000_000_000 + label}_{number}.JPG"
             write(root / name, encode(label, size, rng))
             lines.append(f"{len(lines) + 1} {label + 1} {kind_id} {name}")
-    middle = classes // 2 * images_per_class
+    middle = (classes + 1) // 2 * images_per_class  # the published split trains on one class more, too
     for side, part in ("train", lines[:middle]), ("test", lines[middle:]):
         (root / f"Ebay_{side}.txt").write_text("\n".join(["image_id class_id super_class_id path", *part, ""]))
 
@@ -206,7 +217,7 @@ def draw_tfds(
     examples: dict[str, list] = {"train": [], "test": []}
     for label in range(classes):
         for number in range(images_per_class):
-            in_test = label >= classes // 2 if published_split else number % 2
+            in_test = label >= (classes + 1) // 2 if published_split else number % 2
             mask = io.BytesIO(encode(0, size, rng, "PNG"))
             example = {"image": io.BytesIO(encode(label, size, rng)), "mask": mask, label_key: label}
             examples["test" if in_test else "train"].append(example)
@@ -216,9 +227,9 @@ def draw_tfds(
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = {"image": tfds.features.Image(), "mask": tfds.features.Image()}
-            features[label_key] = tfds.features.ClassLabel(num_classes=classes)
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=classes)
+            features = tfds.features.FeaturesDict({"image": image, "mask": image, label_key: label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, _):
             return {split: enumerate(part) for split, part in examples.items()}

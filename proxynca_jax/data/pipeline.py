@@ -17,6 +17,7 @@ from proxynca_jax.data.datasets import Split
 from proxynca_jax.data.transforms import decode, eval_transform, train_transform
 from proxynca_jax.errors import UserError
 
+Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
 NO_LABEL = -1  # of the rows that only fill up a batch
 
@@ -59,7 +60,7 @@ def training_batches(
     """
     stop = steps_per_epoch(split, batch_size) * batch_size
 
-    def load(index: int, rng: np.random.Generator) -> Batch:
+    def load(index: int, rng: np.random.Generator) -> Example:
         image = decode(split.images[index], split.names[index])
         return {"image": train_transform(image, config, rng), "label": split.labels[index]}
 
@@ -86,13 +87,13 @@ def evaluation_batches(split: Split, config: DataConfig, *, batch_size: int) -> 
         UserError: While iterating: an image cannot be decoded.
     """
     images = len(split.labels)
-    padding = {
+    padding: Example = {
         "image": np.zeros((config.image_size, config.image_size, 3), np.uint8),
         "label": np.int32(NO_LABEL),
         "mask": np.False_,
     }
 
-    def load(index: int) -> Batch:
+    def load(index: int) -> Example:
         if index >= images:
             return padding
         image = decode(split.images[index], split.names[index])
@@ -112,14 +113,14 @@ def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Gener
 
 
 def prefetch_to_device(
-    batches: Generator[Batch, None, None], size: int = 2, device: jax.Device | jax.sharding.Sharding | None = None
+    batches: Generator[Batch, None, None], size: int = 2, sharding: jax.sharding.Sharding | None = None
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Keeps the next `size` batches on the device, or on their way to it, while the caller works on the current one.
 
     Args:
         batches: Batches in the host's memory. Closed with this generator.
         size: How many batches to send ahead; each takes device memory.
-        device: Where to, or how to spread them; JAX's default device if None.
+        sharding: Where to, and how to spread them; JAX's default device if None.
 
     Yields:
         The same batches in the same order, as device arrays.
@@ -127,7 +128,7 @@ def prefetch_to_device(
     sent: collections.deque[dict[str, jax.Array]] = collections.deque()
     with contextlib.closing(batches):
         for batch in batches:
-            sent.append(jax.device_put(batch, device))  # returns at once, before the copy is done
+            sent.append(jax.device_put(batch, sharding))  # returns at once, before the copy is done
             if len(sent) > size:
                 yield sent.popleft()
         yield from sent

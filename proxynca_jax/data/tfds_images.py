@@ -48,15 +48,16 @@ def load_splits(root: Path) -> tuple[Split, Split]:
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
-        message = f"data.dataset 'tfds' needs a package that is not installed ({error.name}): "
-        raise UserError(f"{message}pip install 'proxynca_jax[tfds]'") from error
-    builder = tfds.builder_from_directory(_version_directory(root))
+        message = f"data.dataset is 'tfds', which needs {error.name}; install it: pip install 'proxynca_jax[tfds]'"
+        raise UserError(message) from error
+    builder: Any = tfds.builder_from_directory(_version_directory(root))
     _require_readable(builder, root)
     label_key, origin = LABELS_AND_ORIGINS[builder.name]
     features = builder.info.features
     undecoded = {
         key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, tfds.features.Image)
     }
+    # A label lies in one record with its image, so every record is read once; undecoded that is a gigabyte a second.
     source = builder.as_data_source(split="train+test", decoders=undecoded)
     labels = np.fromiter((example[label_key] for example in source), np.int32, len(source))
     whole = Split(
@@ -84,11 +85,14 @@ def _version_directory(root: Path) -> Path:
 
 def _require_readable(builder: Any, root: Path) -> None:
     if builder.name not in LABELS_AND_ORIGINS:
-        raise UserError(f"{root} holds {builder.name!r}, not supported: {nearest(builder.name, LABELS_AND_ORIGINS)}")
+        valid = nearest(builder.name, LABELS_AND_ORIGINS)
+        raise UserError(f"{root} holds the data set {builder.name!r}, which is not supported: {valid}")
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(f"{root} was prepared as {file_format}; required is array_record. {LAYOUTS['tfds']}")
     shards = [Path(path) for split in ("train", "test") for path in builder.info.splits[split].filepaths]
     missing = [path for path in shards if not path.exists()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. Prepare again.")
+        raise UserError(
+            f"{len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. {LAYOUTS['tfds']}"
+        )
