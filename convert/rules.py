@@ -9,14 +9,14 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Shaped
 
+from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.models.bn_inception import FEATURES
-from proxynca_jax.models.embedder import Embedder
-from proxynca_jax.steps import split_embedder
+from proxynca_jax.steps import init_network
 from proxynca_jax.weights import flatten, mismatches
 
 HWIO_FROM_OIHW = (2, 3, 1, 0)
@@ -106,9 +106,8 @@ def check_state_dict(state: Mapping[str, Shaped[np.ndarray, "..."]], source: pat
 
 def _expected_like(state: Mapping[str, Shaped[np.ndarray, "..."]]) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Placeholders of the keys, shapes and dtypes that a network with the heads and counters of `state` has."""
-    rng = np.random.default_rng(0)
-    _, params, batch_stats = split_embedder(nnx.eval_shape(lambda: Embedder(1, batch_norm_momentum=0.1, rng=rng)))
-    leaves = flatten({"params": {"backbone": params["backbone"]}, "batch_stats": batch_stats})
+    network, batch_stats = jax.eval_shape(lambda: init_network(ModelConfig(), np.random.default_rng(0))[1:])
+    leaves = flatten({"params": {"backbone": network["backbone"]}, "batch_stats": batch_stats})
     expected = dict(to_torch(path, _placeholder(leaf.shape, leaf.dtype)) for path, leaf in leaves.items())
 
     widths = [len(np.atleast_1d(value)) for key, value in state.items() if key.startswith("embedding_layer.")]

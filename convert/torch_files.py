@@ -75,25 +75,23 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, Shaped[np.ndarray, 
 
 def _load(path: pathlib.Path) -> Any:
     torch = import_torch()
-    damaged = (
-        f"{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file: it is damaged, cut short or "
-        "something else. Get it again."
-    )
     try:
-        # PyTorch does not look at the archive's checksums.
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
-            raise UserError(damaged)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # PyTorch itself does not look at the checksums
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(damaged)
         with warnings.catch_warnings(action="ignore"):  # the refusals below say more
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged pickle happens to ask for
+    except Exception as error:  # a damaged pickle may ask for anything and fail in any way
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} was refused: it asks to run {refused[1]!r}, which weights have no need of. "
-                "If you trust it, save its state dict alone with PyTorch and convert that."
+                "If it is a checkpoint of yours, save its state dict alone and convert that."
             ) from error
-        raise UserError(damaged) from error
+        raise UserError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file: it is damaged, cut short or "
+            "something else. Get it again."
+        ) from error
 
 
 def _unwrap(loaded: Any, path: pathlib.Path) -> dict[str, Any]:

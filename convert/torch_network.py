@@ -31,7 +31,8 @@ class TorchBNInception(nn.Module):
         add("conv1_7x7_s2", 3, 64, 7, stride=2)
         add("conv2_3x3_reduce", 64, 64, 1)
         add("conv2_3x3", 64, 192, 3)
-        for block, (inputs, (one, three_reduce, three, double_reduce, double_1, double_2, projection)) in BLOCKS.items():
+        for block, (inputs, widths) in BLOCKS.items():
+            one, three_reduce, three, double_reduce, double_1, double_2, projection = widths
             stride = 1 if one else 2
             if one:
                 add(f"{block}_1x1", inputs, one, 1)
@@ -75,7 +76,7 @@ class TorchBNInception(nn.Module):
             yield block, (x := self._block(block, x))
         yield "global_pool", (x := x.mean((2, 3)))
         if hasattr(self, "embedding_layer"):
-            yield "embedding", functional.normalize(self.embedding_layer(x))
+            yield "embedding", functional.normalize(self.get_submodule("embedding_layer")(x))
 
 
 def from_state_dict(state: Mapping[str, torch.Tensor]) -> TorchBNInception:

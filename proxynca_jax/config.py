@@ -7,13 +7,42 @@ them where it must. Any field is overridden on the command line by its dotted na
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_size
 
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run. The message lists every fault found."""
+SEEDS = (0, 2**32 - 1)
+COUNT = (1, math.inf)
+TINY = 1e-30  # stands for "above 0"
+RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each numeric field, both allowed
+    "seed": SEEDS,
+    "log_every_steps": COUNT,
+    "data.eval_fraction": (TINY, 1),
+    "data.split_seed": SEEDS,
+    "data.crop_aspect_max": (1, math.inf),
+    "data.threads": (1, 1024),
+    "model.embedding_dim": COUNT,
+    "model.batch_norm_momentum": (0, 1),
+    "loss.embedding_scale": (TINY, math.inf),
+    "loss.proxy_scale": (TINY, math.inf),
+    "loss.label_smoothing": (0, 1),
+    "optim.epochs": (0, math.inf),
+    "optim.batch_size": (2, math.inf),  # BatchNorm needs two
+    "optim.learning_rate": (0, math.inf),
+    "optim.proxy_learning_rate": (0, math.inf),
+    "optim.decay_per_epoch": (TINY, 1),
+    "optim.beta1": (0, 1),
+    "optim.beta2": (0, 1),
+    "optim.epsilon": (TINY, math.inf),
+    "evaluation.batch_size": COUNT,
+    "evaluation.kmeans_restarts": COUNT,
+}
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -22,8 +51,8 @@ class DataConfig:
 
     dataset: str = "cub"  # one of DATASETS
     root: str = ""  # the data set's directory; glyphs needs none
-    eval_fraction: float = 0.5  # folder: the share of classes held for evaluation
-    split_seed: int = 0  # folder: which classes those are
+    eval_fraction: float = 0.5  # folder, glyphs: the share of classes held for evaluation
+    split_seed: int = 0  # folder, glyphs: which classes those are
     eval_classes_file: str = ""  # folder: names the evaluation classes, one a line, instead of fraction and seed
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
@@ -79,9 +108,8 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """What a run keeps. The latest state is always kept; a run continues from it."""
+    """What a run keeps beside its latest state, from which it continues."""
 
-    every_epochs: int = 1  # epochs between two saves
     best_metric: str = "recall_at_1"  # the evaluation metric whose highest value marks the best state
 
 
@@ -97,3 +125,54 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def validate(self) -> None:
+        """Checks every field, and the fields against each other.
+
+        Raises:
+            UserError: with one line for each fault found.
+        """
+        faults = list(_faults(self))
+        if faults:
+            raise UserError("the configuration cannot be run:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _faults(config: TrainConfig) -> Iterator[str]:
+    data, evaluation = config.data, config.evaluation
+    for name, value in flatten(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{name} is {value}; it must be a finite number."
+    if data.dataset not in DATASETS:
+        yield f"data.dataset is {data.dataset!r}: {nearest(data.dataset, DATASETS)}"
+    elif data.dataset != "glyphs" and not data.root:
+        yield f"data.root is empty; {data.dataset} needs its directory: --config.data.root=/path/to/{data.dataset}"
+    if not is_valid_image_size(data.image_size):
+        yield f"data.image_size: {invalid_image_size(data.image_size)}"
+    if data.resize_size < data.image_size:
+        yield f"data.resize_size is {data.resize_size}; it must be at least data.image_size, {data.image_size}."
+    if not 0 < data.crop_area_min <= data.crop_area_max <= 1:
+        limits = f"{data.crop_area_min} and {data.crop_area_max}"
+        yield f"data.crop_area_min and crop_area_max are {limits}; they must be above 0, at most 1 and in order."
+    if evaluation.nmi_average not in NMI_AVERAGES:
+        yield f"evaluation.nmi_average is {evaluation.nmi_average!r}: {nearest(evaluation.nmi_average, NMI_AVERAGES)}"
+    if not evaluation.recall_at or min(evaluation.recall_at) < 1:
+        yield f"evaluation.recall_at is {evaluation.recall_at}; it needs one K or more, each at least 1."
+    metrics = [f"recall_at_{k}" for k in evaluation.recall_at] + ["nmi"] * evaluation.nmi
+    if config.checkpoint.best_metric not in metrics:
+        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}: " + nearest(
+            config.checkpoint.best_metric, metrics
+        )
+    fields = flatten(config)
+    for name, (lowest, highest) in RANGES.items():
+        if not lowest <= fields[name] <= highest:
+            yield f"{name} is {fields[name]}; it must be from {lowest:g} to {highest:g}."
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """Every field by its dotted name, as it is written on the command line."""
+    flat = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat.update(
+            {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat

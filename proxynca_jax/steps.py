@@ -15,6 +15,8 @@ from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca
 from proxynca_jax.models.embedder import Embedder
 
 Tree = dict[str, Any]
+TrainStep = Callable[["TrainState", Array, Array], tuple["TrainState", Array]]
+EmbedStep = Callable[[Tree, Tree, Array], Array]
 
 
 @struct.dataclass
@@ -28,10 +30,11 @@ class TrainState:
     loss_sum: Float[Array, ""]  # sum of the batches' mean losses since the epoch began
 
 
-def split_embedder(model: Embedder) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """Splits a module into its graph, parameters and batch statistics, both as plain dicts."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+def init_network(config: ModelConfig, rng: np.random.Generator) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """Builds the embedder with random weights: its graph, parameters and batch statistics."""
+    model = Embedder(config.embedding_dim, batch_norm_momentum=config.batch_norm_momentum, rng=rng)
+    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def init_state(
@@ -43,11 +46,10 @@ def init_state(
         config: the network.
         optimizer: from `optim.make_optimizer`.
         classes: C, training classes, each with one proxy.
-        seed: of the initial weights.
+        seed: of the initial weights and proxies.
     """
     rng = np.random.default_rng(seed)
-    model = Embedder(config.embedding_dim, batch_norm_momentum=config.batch_norm_momentum, rng=rng)
-    graph, network, batch_stats = split_embedder(model)
+    graph, network, batch_stats = init_network(config, rng)
     proxies = jnp.array(rng.standard_normal((classes, config.embedding_dim), np.float32) / 8)
     params = {"network": network, "proxies": proxies}
     return graph, TrainState(jnp.int32(0), params, batch_stats, jax.jit(optimizer.init)(params), jnp.float32(0))
@@ -67,7 +69,7 @@ def make_loss(config: LossConfig) -> Callable[[Array, Array, Array], Float[Array
     return loss
 
 
-def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.GradientTransformation):
+def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.GradientTransformation) -> TrainStep:
     """Compiles on first call: (state, images, labels) to (state, mean loss of the batch). The state is donated."""
     loss_per_example = make_loss(config)
 
@@ -90,7 +92,7 @@ def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.Gr
     return train_step
 
 
-def make_embed_step(graph: nnx.GraphDef):
+def make_embed_step(graph: nnx.GraphDef) -> EmbedStep:
     """Compiles on first call: (network parameters, batch statistics, images) to embeddings of length 1."""
 
     @jax.jit

@@ -113,7 +113,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "
         with safetensors.safe_open(path, "np") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the latter two: no such NumPy dtype
         raise UserError(f"{path} cannot be read as a safetensors file: {error}.") from error
 
 

@@ -1,6 +1,7 @@
 """The reference's numbers and the weights they were computed from, in our layout."""
 
 import functools
+import json
 import pathlib
 import zlib
 
@@ -39,27 +40,31 @@ def made_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return z * np.float32(0.1 if key.endswith("_bn.bias") else 0.05)
 
 
-def rule_of(layer: str, leaf: str) -> rules.Rule:
-    return next(r for r in rules.RULES if r.leaf == leaf and r.torch_key.fullmatch(f"{layer}.{r.torch_leaf}"))
+def state_dict() -> dict[str, np.ndarray]:
+    """The golden backbone with ImageNet's classifier, as PyTorch lays it out and with its batch counters."""
+    shapes = json.loads((FOLDER / "bn_inception_state_dict.json").read_text())
+    state = {key: made_weight(key, tuple(shape)) for key, shape in shapes.items()}
+    state |= {key: golden()[f"stats/{key}"] for key in shapes if ".running_" in key}
+    return state | {key: np.array(7) for key in shapes if key.endswith(".num_batches_tracked")}
+
+
+def path_of(layer: str, leaf: str) -> str:
+    """Where a leaf of the network is in a converted file."""
+    collection = "batch_stats" if leaf in ("mean", "var") else "params"
+    return f"{collection}/{layer}/{leaf}" if layer == "embedding_layer" else f"{collection}/backbone/{layer}/{leaf}"
 
 
 def as_torch(layer: str, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     """A leaf of the network under PyTorch's key and in PyTorch's layout."""
-    rule = rule_of(layer, leaf)
-    array = np.asarray(value)
-    return f"{layer}.{rule.torch_leaf}", array.transpose(rule.to_torch) if rule.to_torch else array
+    return rules.to_torch(path_of(layer, leaf), np.asarray(value))
 
 
 def fill(tree: Tree, stats: str = "stats/{}") -> Tree:
     """The golden weights in the shape of `tree`, parameters or batch statistics of an embedder."""
 
     def leaf(path: tuple, old: jax.Array) -> jax.Array:
-        layer, name = path[-2].key, path[-1].key
-        key, torch_layout = as_torch(layer, name, old)
-        if "running" in key:
-            return jax.numpy.array(golden()[stats.format(key)])
-        made = made_weight(key, torch_layout.shape)
-        rule = rule_of(layer, name)
-        return jax.numpy.array(made.transpose(rule.to_flax) if rule.to_flax else made)
+        key, torch_layout = as_torch(path[-2].key, path[-1].key, np.asarray(old))
+        made = golden()[stats.format(key)] if "running" in key else made_weight(key, torch_layout.shape)
+        return jax.numpy.array(rules.to_flax(key, made)[1])
 
     return jax.tree_util.tree_map_with_path(leaf, tree)

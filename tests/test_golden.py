@@ -85,7 +85,7 @@ def test_training_pass(start):
         return jax.value_and_grad(mean_loss, has_aux=True)(params)
 
     (loss, (embedding, batch_stats)), grads = forward_backward(state.params, state.batch_stats)
-    print("emb", abs(embedding-golden()["train/embedding"]).max(), float(loss)-golden()["train/loss"])
+    print("emb", abs(embedding - golden()["train/embedding"]).max(), float(loss) - golden()["train/loss"])
     np.testing.assert_allclose(embedding, golden()["train/embedding"], rtol=0, atol=2e-6)
     assert abs(float(loss) - golden()["train/loss"]) < 1e-5
     for key, value in flat_torch(batch_stats).items():
@@ -127,7 +127,7 @@ def test_six_optimiser_steps_in_lockstep(start):
     print(np.array(losses) - golden()["lockstep/loss"])
     np.testing.assert_allclose(losses, golden()["lockstep/loss"], rtol=0, atol=6e-3)
     embedding = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)[0])
-    print(abs(embedding-golden()["lockstep/eval_embedding"]).max())
+    print(abs(embedding - golden()["lockstep/eval_embedding"]).max())
     np.testing.assert_allclose(embedding, golden()["lockstep/eval_embedding"], rtol=0, atol=3e-3)
     print(relative_rms(state.params["proxies"], golden()["lockstep/proxies"]))
     assert relative_rms(state.params["proxies"], golden()["lockstep/proxies"]) < 1e-2

@@ -104,7 +104,9 @@ class Conv(nnx.Module):
 def _max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
     """3x3 maximum. Stride 2 rounds sizes up without padding on the left (ceil mode); stride 1 keeps them."""
     pads = [(1, 1) if stride == 1 else (0, 1 - size % 2) for size in x.shape[1:3]]
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), *pads, (0, 0)])
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), *pads, (0, 0)]
+    )
 
 
 def _average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
@@ -129,7 +131,10 @@ class BNInception(nnx.Module):
         add("conv1_7x7_s2", 3, 64, 7, stride=2)
         add("conv2_3x3_reduce", 64, 64, 1)
         add("conv2_3x3", 64, 192, 3)
-        for block, (inputs, (one, three_reduce, three, double_reduce, double_1, double_2, projection)) in BLOCKS.items():
+        for block, (
+            inputs,
+            (one, three_reduce, three, double_reduce, double_1, double_2, projection),
+        ) in BLOCKS.items():
             stride = 1 if one else 2
             if one:
                 add(f"{block}_1x1", inputs, one, 1)
@@ -184,9 +189,8 @@ class BNInception(nnx.Module):
         """
         if not is_valid_image_size(x.shape[1]):
             raise ValueError(invalid_image_size(x.shape[1]))
-        for _, x in self.stages(x, train=train):
-            pass
-        return x
+        *_, (_, features) = self.stages(x, train=train)
+        return features
 
 
 def invalid_image_size(size: int) -> str:

@@ -1,0 +1,69 @@
+"""A network and a split become embeddings, and embeddings become scores."""
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int32
+
+from proxynca_jax import steps
+from proxynca_jax.config import EvaluationConfig, TrainConfig
+from proxynca_jax.data.datasets import Split
+from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device
+from proxynca_jax.interrupt import never
+from proxynca_jax.metric_log import Progress, Record
+from proxynca_jax.metrics.clustering import nmi
+from proxynca_jax.metrics.retrieval import ranks, recall_at_k
+
+
+def embed(
+    embed_step: steps.EmbedStep,
+    network: steps.Tree,
+    batch_stats: steps.Tree,
+    split: Split,
+    config: TrainConfig,
+    check: Callable[[], None] = never,
+) -> Float[np.ndarray, "images dim"]:
+    """Embeds every image of a split.
+
+    Args:
+        embed_step: from `steps.make_embed_step`.
+        network: the embedder's parameters.
+        batch_stats: its running statistics.
+        split: the images.
+        config: pixels and batch size.
+        check: called before each batch; raises to stop.
+
+    Raises:
+        UserError: if an image cannot be decoded.
+    """
+    images, batch_size = len(split.labels), config.evaluation.batch_size
+    batches = prefetch_to_device(evaluation_batches(split, config.data, batch_size=batch_size))
+    rows = []
+    with contextlib.closing(batches), Progress("embedding", images=images) as progress:
+        for batch in batches:
+            check()
+            rows.append(embed_step(network, batch_stats, batch["image"]))
+            progress.advance(batch_size)
+    return np.concatenate(rows)[:images]
+
+
+def score(
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int32[np.ndarray, " images"],
+    config: EvaluationConfig,
+    seed: int,
+) -> Record:
+    """Recall@K and, where asked for, NMI, in percent as the field quotes them.
+
+    Args:
+        embeddings: vectors of length 1.
+        labels: class of each image.
+        config: which scores.
+        seed: of k-means.
+    """
+    record = {name: 100 * share for name, share in recall_at_k(ranks(embeddings, labels), config.recall_at).items()}
+    if config.nmi:
+        options = {"restarts": config.kmeans_restarts, "average": config.nmi_average, "seed": seed}
+        record["nmi"] = 100 * nmi(embeddings, labels, **options)
+    return record

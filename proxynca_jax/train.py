@@ -1,0 +1,215 @@
+"""Trains an embedding network with proxies and scores it on classes that it never saw.
+
+    python -m proxynca_jax.train --config configs/glyphs.py
+    python -m proxynca_jax.train --config configs/cars.py --config.data.root=/data/cars196 --run runs/cars
+
+A run's folder holds config.json (and config.py, which `--config` takes to repeat the run), log.txt, metrics.jsonl and
+the latest and the best state. The same command with the same `--run` continues where the run stopped, by Ctrl-C too.
+"""
+
+import contextlib
+import datetime
+import math
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from ml_collections import config_flags
+
+from proxynca_jax import steps
+from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax.config import TrainConfig, flatten
+from proxynca_jax.data.datasets import Split, load_splits
+from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.errors import UserError, exit_on_user_error, nearest
+from proxynca_jax.interrupt import Interrupted, stop_on_signal
+from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
+from proxynca_jax.optim import make_optimizer
+from proxynca_jax.run_folder import open_run
+from proxynca_jax.scoring import embed, score
+
+
+class Job(NamedTuple):
+    """What stays the same from the first step of a run to the last."""
+
+    config: TrainConfig
+    train_split: Split
+    eval_split: Split
+    epoch_steps: int
+    train_step: steps.TrainStep
+    embed_step: steps.EmbedStep
+    log: MetricLog
+    checkpoints: Checkpoints
+    check: Callable[[], None]  # raises Interrupted once the user has asked to stop
+
+
+def train(config: TrainConfig, run: pathlib.Path) -> None:
+    """Runs a whole training, or what is left of it.
+
+    Args:
+        config: what to do.
+        run: the run's folder; made if need be.
+
+    Raises:
+        UserError: for anything that the user has to mend. What the run computed until then is kept.
+        Interrupted: at the user's wish. The state of that moment is kept.
+    """
+    # Data
+    config.validate()
+    train_split, eval_split = load_splits(config.data)
+    epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
+    open_run(run, config)
+    log = MetricLog(run)
+    log.line(_describe(config, run, train_split, eval_split))
+
+    # Model
+    optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
+    classes = len(train_split.class_names)
+    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
+    programs = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
+
+    with Checkpoints(run) as checkpoints, stop_on_signal() as check:
+        # Restore
+        step = checkpoints.latest_step() or 0
+        if step:
+            state = checkpoints.restore(state)
+            log.line(f"continuing from step {step}, in epoch {step // epoch_steps}")
+        log.keep_records_until(step)
+
+        # Loop
+        job = Job(config, train_split, eval_split, epoch_steps, *programs, log, checkpoints, check)
+        try:
+            if step % epoch_steps == 0 and all(record["step"] != step for record in log.records()):
+                _finish_epoch(job, state, step, {})
+            for _ in range(step // epoch_steps, config.optim.epochs):
+                with _open_epoch(job, step) as (batches, progress):
+                    if step % epoch_steps == 0:
+                        state = state.replace(loss_sum=jnp.float32(0))
+                    for batch in batches:
+                        state, loss = job.train_step(state, batch["image"], batch["label"])
+                        step += 1
+                        progress.advance(config.optim.batch_size)
+                        if step % config.log_every_steps == 0:
+                            progress.show(f"loss {_finite(loss, step, config):.4f}")
+                        check()
+                    loss = _finite(state.loss_sum, step, config) / epoch_steps  # waits for the device
+                timing = {"train_seconds": progress.seconds(), "images_per_second": progress.images_per_second()}
+                _finish_epoch(job, state, step, {"train_loss": loss, **timing})
+        except Interrupted:
+            _finite(state.loss_sum, step, config)
+            checkpoints.save("latest", step, state)
+            log.line(f"stopped at step {step}, in epoch {step // epoch_steps}; with --run {run} it continues from here")
+            raise
+
+    # Report
+    best = max(log.records(), key=lambda record: record[config.checkpoint.best_metric])
+    log.line(f"best epoch {best['epoch']}, by {config.checkpoint.best_metric}  {describe_scores(best)}  in {run}")
+
+
+@contextlib.contextmanager
+def _open_epoch(job: Job, step: int) -> Iterator[tuple[Generator[dict[str, jax.Array], None, None], Progress]]:
+    """The batches that are left of the epoch that `step` begins or lies in, on the device, and their progress."""
+    epoch, done = divmod(step, job.epoch_steps)
+    batch_size = job.config.optim.batch_size
+    options = {"batch_size": batch_size, "seed": job.config.seed, "epoch": epoch, "start_step": done}
+    batches = prefetch_to_device(training_batches(job.train_split, job.config.data, **options))
+    images = job.epoch_steps * batch_size
+    with contextlib.closing(batches), Progress(f"epoch {epoch}", images=images, done=done * batch_size) as progress:
+        yield batches, progress
+
+
+def _finish_epoch(job: Job, state: steps.TrainState, step: int, trained: Record) -> None:
+    """Scores a state, records the scores beside those of its training, and saves it."""
+    start = time.perf_counter()
+    config = job.config
+    network = state.params["network"], state.batch_stats
+    embeddings = embed(job.embed_step, *network, job.eval_split, config, job.check)
+    scores = score(embeddings, job.eval_split.labels, config.evaluation, config.seed)
+    record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, **trained, **scores}
+    record["evaluation_seconds"] = time.perf_counter() - start
+    metric = config.checkpoint.best_metric
+    best = max((earlier[metric] for earlier in job.log.records()), default=-math.inf)
+    job.log.record(record)
+    job.log.line(_describe_epoch(record))
+    if record[metric] > best:
+        job.checkpoints.save("best", step, state)
+    job.checkpoints.save("latest", step, state)
+
+
+def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
+    """Brings a loss to the host.
+
+    Raises:
+        UserError: if it is not a number any more.
+    """
+    value = float(loss)
+    if not math.isfinite(value):
+        rates = f"{config.optim.learning_rate:g}, the proxies' {config.optim.proxy_learning_rate:g}"
+        raise UserError(
+            f"the loss is {value} at step {step}: training has diverged. The states saved before are kept. Start a new "
+            f"run with lower learning rates (now {rates}) or a larger optim.epsilon (now {config.optim.epsilon:g})."
+        )
+    return value
+
+
+def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, eval_split: Split) -> str:
+    device = jax.devices()[0]
+    sides = (
+        f"{side} {len(split.labels):,} images of {len(split.class_names):,} classes"
+        for side, split in (("training", train_split), ("evaluation", eval_split))
+    )
+    return f"{run}: {config.data.dataset}, {', '.join(sides)}; {jax.device_count()} × {device.device_kind}"
+
+
+def _describe_epoch(record: Record) -> str:
+    parts = [f"epoch {record['epoch']}"]
+    if "train_loss" in record:
+        parts.append(f"loss {record['train_loss']:.4f}")
+        parts.append(f"{record['train_seconds']:.1f} s  {record['images_per_second']:.1f} img/s")
+    return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or the config.py of an earlier run.")
+_RUN = flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.")
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Reads the command line, with errors that a user can act on."""
+    valid = flatten(TrainConfig())
+    for argument in arguments:
+        if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
+            raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+    except (OSError, ImportError, SyntaxError, NameError, TypeError, AttributeError) as error:
+        raise UserError(f"--config cannot be read: {error}") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not an option; options start with --, as in --config configs/glyphs.py.")
+    if not isinstance(_CONFIG.value, TrainConfig):
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(
+            "--config is missing; pass one, as in --config configs/glyphs.py."
+            if path is None
+            else f"--config {path} is not a file with a get_config() that returns a TrainConfig."
+        )
+    return rest
+
+
+def main(_: list[str]) -> None:
+    config = _CONFIG.value
+    default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    train(config, pathlib.Path(_RUN.value or default))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        try:
+            app.run(main, flags_parser=_parse_flags)
+        except Interrupted:
+            sys.exit(130)

@@ -1,0 +1,55 @@
+"""NMI: worked by hand on clusters that k-means cannot miss, and where embeddings coincide."""
+
+import math
+
+import numpy as np
+import pytest
+
+from proxynca_jax.config import NMI_AVERAGES
+from proxynca_jax.metrics.clustering import nmi
+
+
+def line(*points: float) -> np.ndarray:
+    return np.array(points, np.float32)[:, None]
+
+
+@pytest.mark.parametrize("average", NMI_AVERAGES)
+def test_nmi_worked_by_hand(average):
+    # Two clusters of two images; one class has an image of the first, the other has the rest. All in bits.
+    label_entropy = -math.log2(1 / 4) / 4 - 3 * math.log2(3 / 4) / 4
+    cluster_entropy = 1
+    label_entropy_within_clusters = (1 + 0) / 2
+    information = label_entropy - label_entropy_within_clusters
+    mean = {
+        "arithmetic": (label_entropy + cluster_entropy) / 2,
+        "geometric": math.sqrt(label_entropy * cluster_entropy),
+    }
+    found = nmi(line(0, 0.1, 9, 9.1), np.array([0, 1, 1, 1]), restarts=2, average=average, seed=0)
+    assert found == pytest.approx(information / mean[average], rel=1e-9)
+
+
+def test_separate_classes_score_one_whatever_their_labels():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 6, 120)
+    embeddings = np.eye(6, 8, dtype=np.float32)[classes] + 0.01 * rng.standard_normal((120, 8), np.float32)
+    labels = np.array([-3, 4, 90, 17, 2**40, 5])[classes]
+    assert nmi(embeddings, labels, restarts=10, average="arithmetic", seed=0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("average", NMI_AVERAGES)
+def test_coinciding_embeddings_say_nothing_of_the_classes(average):
+    assert nmi(np.ones((6, 3), np.float32), np.arange(6) // 2, restarts=2, average=average, seed=0) == 0
+
+
+def test_fewer_places_than_classes_still_cluster():
+    assert 0 < nmi(line(0, 0, 9, 9, 9, 9), np.arange(6) // 2, restarts=2, average="arithmetic", seed=0) < 1
+
+
+def test_seed_decides_the_clusters():
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.standard_normal((80, 4), np.float32), rng.integers(0, 8, 80)
+    first, second = (
+        [nmi(embeddings, labels, restarts=1, average="arithmetic", seed=s) for s in range(5)] for _ in "ab"
+    )
+    assert first == second
+    assert len(set(first)) > 1

@@ -1,0 +1,192 @@
+"""Retrieval scores: worked by hand, then against sorting in Python, then at the edges of float32 and of memory."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxynca_jax.errors import UserError
+from proxynca_jax.metrics import retrieval
+from proxynca_jax.metrics.retrieval import DISTANCES, NO_MATCH, precisions_at_r, ranks, recall_at_k
+
+# Vectors of length 1 whose inner products float32 holds exactly, so that equal distances are equal to the last bit.
+EXACT_UNIT_VECTORS = np.array([*itertools.product((-0.5, 0.5), repeat=4), *np.eye(4), *-np.eye(4)], np.float32)
+EXACT_POINTS = np.array([*itertools.product((-3, 0, 1, 2), repeat=2)], np.float32)
+LABELS = (0, 2**32, -7, 3)  # the first two are the same in 32 bits
+
+
+def line(*points: float) -> np.ndarray:
+    """Embeddings of one dimension, where distances are easy to see."""
+    return np.array(points, np.float32)[:, None]
+
+
+def sort_in_python(embeddings, labels, gallery, distance) -> list[tuple]:
+    """Ranks, average precisions and R-precisions of the queries, from their definitions in float64."""
+    others, other_labels = (embeddings, labels) if gallery is None else gallery
+    queries, others = embeddings.astype(np.float64), others.astype(np.float64)
+    scores = []
+    for index, (query, label) in enumerate(zip(queries, labels, strict=True)):
+        apart = -others @ query if distance == "cosine" else np.sum((others - query) ** 2, 1)
+        rows = np.argsort(apart, kind="stable")
+        if gallery is None:
+            rows = rows[rows != index]
+        relevant = [other_labels[row] == label for row in rows]
+        r = sum(relevant)
+        if r == 0:
+            scores.append((NO_MATCH, np.nan, np.nan))
+            continue
+        best = apart[rows[relevant.index(True)]]
+        rank = sum(apart[row] < best for row in rows)
+        average = sum(sum(relevant[: i + 1]) / (i + 1) for i in range(r) if relevant[i]) / r
+        scores.append((rank, average, sum(relevant[:r]) / r))
+    return list(zip(*scores, strict=True))
+
+
+@st.composite
+def searches(draw):
+    """Few places and few labels: duplicates, ties, and classes that are alone, absent or everything."""
+    distance = draw(st.sampled_from(DISTANCES))
+    places = EXACT_UNIT_VECTORS if distance == "cosine" else EXACT_POINTS
+
+    def draw_set(images: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = draw(st.lists(st.integers(0, len(places) - 1), min_size=images, max_size=images))
+        labels = draw(st.lists(st.sampled_from(LABELS), min_size=images, max_size=images))
+        return places[rows], np.array(labels)
+
+    queries = draw_set(draw(st.sampled_from((1, 4, 9))))
+    gallery = draw(st.sampled_from((None, 1, 6)))
+    options = {
+        "gallery": gallery and draw_set(gallery),
+        "distance": distance,
+        "block_size": draw(st.sampled_from((1, 4, 20))),
+    }
+    return *queries, options
+
+
+def test_rank_worked_by_hand():
+    embeddings, labels = line(0, 1, 3, 7, 8, 20), np.array([0, 1, 0, 1, 1, 2])
+    found = ranks(embeddings, labels, distance="squared_euclidean")
+    np.testing.assert_array_equal(found, np.array([1, 2, 1, 0, 0, NO_MATCH], np.int32), strict=True)
+
+
+def test_recall_worked_by_hand():
+    assert recall_at_k(np.array([0, 3, NO_MATCH, 1], np.int32), (1, 2, 4, 100)) == {
+        "recall_at_1": 1 / 3,
+        "recall_at_2": 2 / 3,
+        "recall_at_4": 1.0,
+        "recall_at_100": 1.0,
+    }
+
+
+def test_precisions_worked_by_hand():
+    gallery = line(1, 2, 3, 4), np.array([0, 1, 0, 0])
+    found = precisions_at_r(line(0, 0), np.array([0, 5]), gallery=gallery, distance="squared_euclidean")
+    expected = np.array([[(1 / 1 + 2 / 3) / 3, np.nan], [2 / 3, np.nan]], np.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, strict=True)
+
+
+def test_tie_goes_to_the_querys_class_in_ranks_and_to_the_lower_row_in_precisions():
+    search = {"gallery": (line(1, -1), np.array([1, 0])), "distance": "squared_euclidean"}
+    query, label = line(0), np.array([0])
+    assert ranks(query, label, **search) == 0
+    assert precisions_at_r(query, label, **search)[1] == 0
+
+
+def test_query_is_left_out_by_row_so_that_its_duplicate_is_found():
+    embeddings, labels = line(0, 0, 5, 5), np.array([0, 1, 0, 1])
+    np.testing.assert_array_equal(ranks(embeddings, labels, distance="squared_euclidean"), [1, 1, 1, 1])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(searches())
+def test_scores_are_those_of_sorting(search):
+    embeddings, labels, options = search
+    expected_ranks, *expected_precisions = sort_in_python(embeddings, labels, options["gallery"], options["distance"])
+    if set(expected_ranks) == {NO_MATCH}:
+        for score in (ranks, precisions_at_r):
+            with pytest.raises(UserError, match="another image of its class"):
+                score(embeddings, labels, **options)
+        return
+    np.testing.assert_array_equal(ranks(embeddings, labels, **options), expected_ranks)
+    np.testing.assert_allclose(precisions_at_r(embeddings, labels, **options), expected_precisions, rtol=1e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_scores_of_many_images_are_those_of_sorting(distance):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 40, 300)
+    embeddings = (rng.standard_normal((300, 16)) + rng.standard_normal((40, 16))[labels]).astype(np.float32)
+    if distance == "cosine":
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected_ranks, *expected_precisions = sort_in_python(embeddings, labels, None, distance)
+    assert len(set(expected_ranks)) > 10
+    options = {"distance": distance, "block_size": 128}
+    np.testing.assert_array_equal(ranks(embeddings, labels, **options), expected_ranks)
+    np.testing.assert_allclose(precisions_at_r(embeddings, labels, **options), expected_precisions, rtol=1e-5)
+
+
+def test_rounding_makes_no_rival_of_an_image_of_the_same_class():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(50), 5)
+    embeddings = rng.standard_normal((50, 64), dtype=np.float32)[labels]
+    np.testing.assert_array_equal(ranks(embeddings, labels, block_size=7), np.zeros(250))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("exponent", [-120, 120])
+def test_scores_do_not_depend_on_the_unit_even_where_squares_leave_the_range_of_float32(distance, exponent):
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.integers(-3, 4, (60, 4)).astype(np.float32), rng.integers(0, 6, 60)
+    scaled = np.ldexp(embeddings, exponent)
+    np.testing.assert_array_equal(
+        ranks(scaled, labels, distance=distance), ranks(embeddings, labels, distance=distance)
+    )
+
+
+def test_cosine_ignores_length():
+    rng = np.random.default_rng(0)
+    rows, labels = rng.integers(0, len(EXACT_UNIT_VECTORS), 60), rng.integers(0, 6, 60)
+    unit = EXACT_UNIT_VECTORS[rows]
+    np.testing.assert_array_equal(ranks(unit * rng.uniform(0.1, 9, (60, 1)), labels), ranks(unit, labels))
+
+
+def test_zero_vector_is_at_right_angles_to_all_others():
+    embeddings, labels = np.array([[1, 0], [0, 0], [1, 1], [1, 1]], np.float32), np.array([0, 0, 1, 1])
+    np.testing.assert_array_equal(ranks(embeddings, labels), [2, 0, 0, 0])
+
+
+@pytest.mark.parametrize("score", [ranks, precisions_at_r])
+def test_unusable_embeddings_are_the_users_error(score):
+    good, labels = line(0, 1, 2, 3), np.array([0, 0, 1, 1])
+    with pytest.raises(UserError, match=r"Row 1 of the 4 query embeddings is not finite: \[nan\]"):
+        score(line(0, np.nan, 2, np.inf), labels)
+    with pytest.raises(UserError, match=r"Row 3 of the 4 gallery embeddings is not finite: \[-inf\]"):
+        score(good, labels, gallery=(line(0, 1, 2, -np.inf), labels))
+    with pytest.raises(UserError, match=r"None of the 4 queries .* 0 of the gallery"):
+        score(good, labels, gallery=(good[:0], labels[:0]))
+    with pytest.raises(UserError, match="None of the 0 queries"):
+        score(good[:0], labels[:0])
+    with pytest.raises(UserError, match=r"'cosin'.*did you mean 'cosine'"):
+        score(good, labels, distance="cosin")
+
+
+@pytest.mark.parametrize(
+    ("program", "static"), [(retrieval._ranks, {"largest_class": 4}), (retrieval._precisions, {"largest_r": 3})]
+)
+def test_memory_is_that_of_a_few_blocks(program, static):
+    images, block = 4099, 64
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) // 4
+    queries, gallery = retrieval._prepare(rng.standard_normal((images, 8), np.float32), labels, None, "cosine")
+    compiled = program.lower(queries, gallery, block_size=block, **static).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (4 * block * images)
+
+
+def test_last_block_is_part_of_the_one_program():
+    embeddings, labels = np.random.default_rng(0).standard_normal((23, 5), np.float32), np.arange(23) // 3
+    programs = retrieval._ranks._cache_size()
+    for _ in range(2):
+        ranks(embeddings, labels, block_size=6)
+    assert retrieval._ranks._cache_size() == programs + 1
