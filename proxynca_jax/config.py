@@ -16,6 +16,9 @@ from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_
 
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
+# "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
+# "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
+PROTOCOLS = ("reference", "validation")
 
 SEEDS = (0, 2**32 - 1)
 COUNT = (1, math.inf)
@@ -42,6 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "optim.epsilon": (TINY, math.inf),
     "evaluation.batch_size": COUNT,
     "evaluation.kmeans_restarts": COUNT,
+    "evaluation.validation_fraction": (TINY, 1),
 }
 
 
@@ -67,6 +71,7 @@ class DataConfig:
 class ModelConfig:
     """The embedding network."""
 
+    weights: str = ""  # converted weights to start from, a file that `python -m convert` wrote; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
 
@@ -104,6 +109,8 @@ class EvaluationConfig:
     nmi: bool = True  # cluster the embeddings and report normalised mutual information
     nmi_average: str = "arithmetic"  # one of NMI_AVERAGES: the mean of the two entropies that NMI divides by
     kmeans_restarts: int = 10  # k-means runs, of which the one of lowest inertia counts
+    protocol: str = "reference"  # one of PROTOCOLS
+    validation_fraction: float = 0.2  # validation protocol: the share of the training classes held out for it
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -155,6 +162,8 @@ def _faults(config: TrainConfig) -> Iterator[str]:
         yield f"data.crop_area_min and crop_area_max are {limits}; they must be above 0, at most 1 and in order."
     if evaluation.nmi_average not in NMI_AVERAGES:
         yield f"evaluation.nmi_average is {evaluation.nmi_average!r}: {nearest(evaluation.nmi_average, NMI_AVERAGES)}"
+    if evaluation.protocol not in PROTOCOLS:
+        yield f"evaluation.protocol is {evaluation.protocol!r}: {nearest(evaluation.protocol, PROTOCOLS)}"
     if not evaluation.recall_at or min(evaluation.recall_at) < 1:
         yield f"evaluation.recall_at is {evaluation.recall_at}; it needs one K or more, each at least 1."
     metrics = [f"recall_at_{k}" for k in evaluation.recall_at] + ["nmi"] * evaluation.nmi

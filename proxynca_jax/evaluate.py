@@ -8,7 +8,7 @@ The network, the images and the seeds are those of the training run, and so are 
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from proxynca_jax import steps
 from proxynca_jax.checkpoint import KINDS, Checkpoints
@@ -37,4 +37,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
     app.run(main)

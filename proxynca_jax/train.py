@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from proxynca_jax import steps
@@ -33,6 +33,13 @@ from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 from proxynca_jax.scoring import embed, score
+from proxynca_jax.weights import load_pretrained
+
+REFERENCE_DATASETS = ("cub", "cars", "sop")
+RANDOM_START = (
+    "starting from random weights, which is not the reference's setting: run `python -m convert "
+    "bn_inception_weights_pt04.pt` once and add --config.model.weights=weights/bn_inception.safetensors"
+)
 
 
 class Job(NamedTuple):
@@ -72,6 +79,12 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
     optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
     classes = len(train_split.class_names)
     graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
+    if config.model.weights:
+        network, batch_stats = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
+        state = state.replace(params=state.params | {"network": network}, batch_stats=batch_stats)
+        log.line(f"starting from the weights in {config.model.weights}")
+    elif config.data.dataset in REFERENCE_DATASETS:
+        log.line(RANDOM_START)
     programs = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
 
     with Checkpoints(run) as checkpoints, stop_on_signal() as check:
@@ -208,6 +221,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
     with exit_on_user_error():
         try:
             app.run(main, flags_parser=_parse_flags)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 FEATURES = 1024
 BATCH_NORM_EPSILON = 1e-5
+SMALL_MAP = 16  # pixels, side of the largest map that is convolved by way of its windows on a CPU
 
 # One row a block: input channels, then output channels of [1x1, 3x3_reduce, 3x3, double_3x3_reduce, double_3x3_1,
 # double_3x3_2, pool_proj]. A block without 1x1 and pool_proj (0) halves height and width.
@@ -94,11 +95,45 @@ class Conv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
-        pad = self.kernel.shape[0] // 2
-        y = jax.lax.conv_general_dilated(
-            x, self.kernel[...], (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y + self.bias[...][None, None, None]
+        return convolve(x, self.kernel[...], self.stride) + self.bias[...][None, None, None]
+
+
+def convolve(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
+) -> Float[Array, "..."]:
+    """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
+    side, height = kernel.shape[0], x.shape[1]
+    if side == 1:
+        return _contract(x, kernel[0, 0])
+    if height > SMALL_MAP:
+        return _convolve(x, kernel, stride)
+    # On small maps XLA's convolutions for CPUs, above all their gradients, are several times slower than one matrix
+    # product with every window laid out as a row.
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _contract(_windows(x, side, stride), kernel.reshape(-1, kernel.shape[3])),
+        default=lambda x, kernel: _convolve(x, kernel, stride),
+    )
+
+
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    padding = ((kernel.shape[0] // 2,) * 2,) * 2
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _windows(x: Array, side: int, stride: int) -> Array:
+    """Every window's pixels, one after the other along the last axis."""
+    pad = side // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows, columns = (stride * ((size - 1) // stride) + 1 for size in x.shape[1:3])
+    return jnp.concatenate(
+        [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(side) for j in range(side)], -1
+    )
+
+
+def _contract(x: Array, matrix: Array) -> Array:
+    return jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
 
 
 def _max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
