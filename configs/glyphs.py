@@ -1,13 +1,6 @@
 """glyphs"""
 
-from proxynca_jax.config import (
-    DataConfig,
-    EvaluationConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -22,9 +15,7 @@ def get_config() -> TrainConfig:
             threads=2,
         ),
         model=ModelConfig(batch_norm_momentum=0.9),
-        loss=LossConfig(embedding_scale=4.0, proxy_scale=4.0),
-        optim=OptimConfig(
-            epochs=20, batch_size=64, learning_rate=0.001, proxy_learning_rate=0.03, decay_per_epoch=0.85, epsilon=1e-3
-        ),
-        evaluation=EvaluationConfig(batch_size=256),
+        loss=LossConfig(label_smoothing=0.0),
+        optim=OptimConfig(epochs=22, learning_rate=0.002, proxy_learning_rate=0.1, decay_per_epoch=0.9, epsilon=0.01),
+        evaluation=EvaluationConfig(batch_size=256, kmeans_restarts=1),
     )

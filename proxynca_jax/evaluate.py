@@ -22,7 +22,7 @@ _RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=Tr
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", KINDS, "Which of the run's states.")
 
 
-def main(_: list[str]) -> None:
+def main(_arguments: list[str]) -> None:
     with exit_on_user_error():
         run = pathlib.Path(_RUN.value)
         config = read_config(run)

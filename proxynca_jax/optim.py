@@ -1,5 +1,7 @@
 """Adam per parameter group, both learning rates falling each epoch."""
 
+from collections.abc import Hashable
+
 import optax
 
 from proxynca_jax.config import OptimConfig
@@ -24,5 +26,8 @@ def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.Gradie
         )
         return optax.adam(schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
-    groups = {"network": adam(config.learning_rate), "proxies": adam(config.proxy_learning_rate)}
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "network": adam(config.learning_rate),
+        "proxies": adam(config.proxy_learning_rate),
+    }
     return optax.partition(groups, {group: group for group in groups})

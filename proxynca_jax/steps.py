@@ -86,7 +86,7 @@ def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.Gr
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images, labels)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_sum + loss), loss
 
     return train_step

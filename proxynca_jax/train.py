@@ -8,6 +8,7 @@ the latest and the best state. The same command with the same `--run` continues 
 """
 
 import contextlib
+import dataclasses
 import datetime
 import math
 import pathlib
@@ -81,7 +82,8 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
     graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
     if config.model.weights:
         network, batch_stats = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
-        state = state.replace(params=state.params | {"network": network}, batch_stats=batch_stats)
+        params = state.params | {"network": network}
+        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
         log.line(f"starting from the weights in {config.model.weights}")
     elif config.data.dataset in REFERENCE_DATASETS:
         log.line(RANDOM_START)
@@ -103,7 +105,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
             for _ in range(step // epoch_steps, config.optim.epochs):
                 with _open_epoch(job, step) as (batches, progress):
                     if step % epoch_steps == 0:
-                        state = state.replace(loss_sum=jnp.float32(0))
+                        state = dataclasses.replace(state, loss_sum=jnp.float32(0))
                     for batch in batches:
                         state, loss = job.train_step(state, batch["image"], batch["label"])
                         step += 1
@@ -214,7 +216,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     return rest
 
 
-def main(_: list[str]) -> None:
+def main(_arguments: list[str]) -> None:
     config = _CONFIG.value
     default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     train(config, pathlib.Path(_RUN.value or default))

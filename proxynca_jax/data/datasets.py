@@ -97,7 +97,8 @@ def load_splits(config: DataConfig) -> tuple[Split, Split]:
     if dataset == "glyphs":
         from proxynca_jax.data import glyphs  # not above: it imports Split from here
 
-        return glyphs.draw_splits(config.eval_fraction, config.split_seed)
+        whole = glyphs.draw_all()
+        return divide(whole, random_classes(len(whole.class_names), config.eval_fraction, config.split_seed))
     root = _find_root(config)
     if dataset == "tfds":
         from proxynca_jax.data import tfds_images  # not above: it imports Split from here
@@ -165,6 +166,11 @@ def second_half(classes: int) -> Bool[np.ndarray, " C"]:
     return np.arange(classes) >= classes // 2
 
 
+def random_classes(classes: int, fraction: float, seed: int) -> Bool[np.ndarray, " C"]:
+    """Marks a share of C classes, drawn by seed."""
+    return np.random.default_rng(seed).permutation(classes) < round(fraction * classes)
+
+
 def warn_about_counts(dataset: str, splits: tuple[Split, Split]) -> None:
     """Warns if the number of images is not the published one of `dataset`, a key of `PUBLISHED_COUNTS`."""
     found = tuple(len(split.images) for split in splits)
@@ -214,8 +220,7 @@ def _file_split(paths: Sequence[Path], labels: Sequence[int] | np.ndarray, class
 def _held_out(config: DataConfig, class_names: tuple[str, ...]) -> Bool[np.ndarray, " C"]:
     """Marks a folder data set's evaluation classes, listed in a file or drawn by seed."""
     if not config.eval_classes_file:
-        rank = np.random.default_rng(config.split_seed).permutation(len(class_names))
-        return rank < round(config.eval_fraction * len(class_names))
+        return random_classes(len(class_names), config.eval_fraction, config.split_seed)
     path = Path(config.eval_classes_file).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

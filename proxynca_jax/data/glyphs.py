@@ -26,11 +26,11 @@ FACES = (
 # characters look alike if their shapes, brought to one size, have a mean cosine over the faces of 0.93 or more (Latin
 # A, Greek Alpha and Cyrillic A: 0.995), or of 0.8 or more if they also differ in nothing but case or height (c and C).
 CHARACTERS = (
-    "$+0123456789<=>ABCDEFGHIJKLMNOPQRSTUVWXYZ^`abdefghjklmnqrtuy|~¢£¤¥¦¨©ª¬®¯°±´µ¸º¼½¾ÀÃÅÆÇÈËÌÍÎÏÐÑÒÖ×ØÙÜÝÞßà"
-    "áâãäåæçèéêëìíîïðñòóôõ÷ùúûüýþÿĀāăĄąĆćĉĊċĎďđĒēĕĖėĘęĜĝĠġĢģĤĥĦħĩĪīĭĮİıĲĳĴĶķĸĹĺĻļĽľĿŀŁłńŅņŉŊŋŌōŏŐőŒœŔŕŖŗřŚśŝŞš"
-    "ŢţŤťŧŪūŮůŰűŲųŴŵŶŷŸŹźżſƈƐƒƕƛƞƠơƥƪƫƭƯưƺƻƾǀǁǂǃǼǽǾǿȷɐɑɒɓɔɕɖɗɘəɚɜɝɞɟɠɡɢɣɤɥɦɧɨɩɪɫɬɭɮɯɰɱɲɳɴɵɶɷɸɹɺɻɼɽɾɿʀʁʂʃʄʅʆʇʈʉ"
-    "ʊʋʌʍʎʏʐʑʒʓʔʕʖʗʘʙʚʛʜʝʞʟʠʡʣʤʥʦʧʨʷʻˀˁˆˇ˘˙˛˜˝ˣ΅ΆΈΉΊΌΎΏΐΓΔΞΠΣΦΨΩάέήίΰαβγδεζηθικλνξπρςστυφχωϊϋύώϐϒϕϖϘϚϛϝϞϟϠϡϰ϶Ђ"
-    "ЃЄЉЊЋЌЎЏБДЖЗИЙКЛУФЦЧШЩЪЫЬЭЮЯбвгдмнрстфхщъыђѓѕіљћќўѢѣҐẁẃẅỳ€№™∂−␣─│┌┐└┘├┤┬┴┼═║╒╓╔╕╖╗╘╙╚╛╜╝╞╟╠╡╢╣╤╥╦╧╨╩╪╫╬ﬁﬂ"
+    "$+0123456789<=>ABCDEFGHIJKLMNOPQRSTUVWXYZ^`abdefghjklmnqrtuy|~¢£¤¥¦¨©ª¬®¯°±´µ¸º¼½¾ÀÃÅÆÇÈËÌÍÏÐÑÒÖ×ØÙÜÝÞßàá"
+    "âãäåæçèéêëìíîïðñòóôõ÷ùúûüýþÿĀāăĄąĆćĉċčĎďđĒēĕėĘęĜĝġĢģĤĥĦħĩĪĭĮİıĲĳĴĶķĸĹĺĻļĽľĿŀŁłńŅņŉŊŋŌōŏŐőŒœŔŕŖŗřŚśŝŞšŢţŤť"
+    "ŪŭŮůűŲųŴŵŶŷŸŹźżſƀƈƐƒƕƙƛƞƠơƥƪƫƭƯưƺƻƾǀǁǂǃǼǽǾǿȷɐɑɒɓɔɕɖɗɘəɚɜɝɞɟɠɡɢɣɤɥɧɨɩɪɫɬɭɮɯɰɱɲɳɴɵɶɷɸɹɺɻɼɽɾɿʀʁʂʃʄʅʆʇʈʉʊʋʌʍʎ"
+    "ʏʐʑʒʓʔʕʖʗʘʙʚʛʜʝʞʟʠʡʣʤʥʦʧʨʱʷʻˀˁˆˇ˘˙˛˜˝ˣ΅ΆΈΉΊΌΎΏΐΓΔΞΠΣΦΨΩάέήίΰαβγδεζικλνξπρςστυφχωϊϋύώϐϑϒϕϖϘϚϛϝϞϟϠϡϰ϶ЂЃЄЉЊЋ"
+    "ЌЎЏБДЖЗИЙКЛУФЦЧШЩЪЫЬЭЮЯбвгдмнрстфхшщыђѓіћќўѢѣҐẁẃẅỳ€№™∂−␣─│┌┐└┘├┤┬┴┼═║╒╓╔╕╖╗╘╙╚╛╜╝╞╟╠╡╢╣╤╥╦╧╨╩╪╫╬ﬁﬂ"
 )
 
 
@@ -44,12 +44,12 @@ def face(name: str) -> ImageFont.FreeTypeFont:
 def shape(character: str, name: str, side: int) -> Image.Image:
     """A character's ink, 0 to 255, scaled so that its longer side is `side` pixels."""
     font = face(name)
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = (round(side) for side in font.getbbox(character))
     ink = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(ink).text((-left, -top), character, font=font, fill=255)
     ink = ink.crop(ink.getbbox())
-    scale = side / max(ink.size)
-    return ink.resize(tuple(max(1, round(length * scale)) for length in ink.size), Image.Resampling.BILINEAR)
+    width, height = (max(1, round(length * side / max(ink.size))) for length in ink.size)
+    return ink.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def draw(character: str, name: str) -> UInt8[np.ndarray, "64 64 3"]:
@@ -64,26 +64,11 @@ def draw(character: str, name: str) -> UInt8[np.ndarray, "64 64 3"]:
     return (paper + cover * (colour - paper)).astype(np.uint8)
 
 
-def draw_splits(eval_fraction: float = 0.5, split_seed: int = 0) -> tuple[Split, Split]:
-    """Draws the whole set.
-
-    Args:
-        eval_fraction: the share of characters held for evaluation.
-        split_seed: which characters those are.
-
-    Returns:
-        Training and evaluation images, of different characters, 16 images a character.
-    """
-    order = np.random.default_rng(split_seed).permutation(len(CHARACTERS))
-    held = round(len(CHARACTERS) * eval_fraction)
-    return _draw_split(np.sort(order[held:])), _draw_split(np.sort(order[:held]))
-
-
-def _draw_split(indices: np.ndarray) -> Split:
-    characters = [CHARACTERS[index] for index in indices]
+def draw_all() -> Split:
+    """Draws the whole set, 16 images a character."""
     return Split(
-        images=[draw(character, name) for character in characters for name in FACES],
-        names=[f"U+{ord(character):04X}/{name}" for character in characters for name in FACES],
-        labels=np.repeat(np.arange(len(characters), dtype=np.int32), len(FACES)),
-        class_names=tuple(characters),
+        images=[draw(character, name) for character in CHARACTERS for name in FACES],
+        names=[f"U+{ord(character):04X}/{name}" for character in CHARACTERS for name in FACES],
+        labels=np.repeat(np.arange(len(CHARACTERS), dtype=np.int32), len(FACES)),
+        class_names=tuple(CHARACTERS),
     )

@@ -118,8 +118,9 @@ def convolve(
 
 
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    padding = ((kernel.shape[0] // 2,) * 2,) * 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    pads = (kernel.shape[0] // 2, kernel.shape[0] // 2)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)
 
 
 def _windows(x: Array, side: int, stride: int) -> Array:

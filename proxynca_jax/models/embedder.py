@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -26,7 +26,7 @@ BN_INCEPTION = Preprocessing()
 
 def normalise(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
     """RGB bytes to what BN-Inception's weights expect: BGR, 0-255, minus the mean."""
-    return images[..., ::-1].astype(jnp.float32) - jnp.asarray(BN_INCEPTION.mean)[None, None, None]
+    return jnp.asarray(images[..., ::-1], jnp.float32) - jnp.asarray(BN_INCEPTION.mean)[None, None, None]
 
 
 def unit_vectors(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
@@ -45,10 +45,11 @@ class Linear(nnx.Module):
         outputs: dimensions out.
         rng: source of the initial kernel (normal of σ 0.001, truncated at 2σ) and bias (uniform ±1/√inputs).
         """
-        kernel = scipy.stats.truncnorm.rvs(-2, 2, scale=0.001, size=(inputs, outputs), random_state=rng)
+        below, above = scipy.special.ndtr([-2.0, 2.0])
+        kernel = 0.001 * scipy.special.ndtri(rng.uniform(below, above, (inputs, outputs)))
         bias = rng.uniform(-(inputs**-0.5), inputs**-0.5, outputs)
-        self.kernel = nnx.Param(jnp.array(kernel.astype(np.float32)))
-        self.bias = nnx.Param(jnp.array(bias.astype(np.float32)))
+        self.kernel = nnx.Param(jnp.array(kernel, jnp.float32))
+        self.bias = nnx.Param(jnp.array(bias, jnp.float32))
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         return x @ self.kernel[...] + self.bias[...][None]

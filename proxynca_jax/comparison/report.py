@@ -1,0 +1,83 @@
+"""The comparison in figures."""
+
+from proxynca_jax.comparison.notes import chance, notes
+from proxynca_jax.comparison.reference import Reference
+from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
+from proxynca_jax.comparison.summary import CONFIDENCE, Row, estimate, median_seconds, summarise, title
+from proxynca_jax.metric_log import Record
+
+PROTOCOLS = {
+    "reference": "every epoch is scored on the test classes",
+    "validation": "every epoch is scored on held-out training classes, the best of them on the test classes, once",
+}
+INTERVAL = f"{CONFIDENCE:.0%} interval"
+NONE = "–"
+
+
+def describe(runs: list[Run], reference: Reference | None) -> str:
+    """Writes the whole report.
+
+    Args:
+        runs: of one configuration.
+        reference: what to lay beside them; without, the runs stand alone.
+    """
+    config = runs[0].config
+    metrics = [f"recall_at_{k}" for k in config.evaluation.recall_at] + ["nmi"] * config.evaluation.nmi
+    rows = summarise(runs, reference)
+    protocol = config.evaluation.protocol
+    parts = [
+        f"{config.data.dataset}, protocol {protocol!r}: {PROTOCOLS[protocol]}",
+        _align(_run_table(runs, reference)),
+        _align(_score_table(rows, metrics, reference)),
+        "\n".join(notes(runs, reference)),
+        chance(rows[0] if protocol == "validation" else rows[2], metrics),
+    ]
+    return "\n\n".join(parts)
+
+
+def _run_table(runs: list[Run], reference: Reference | None) -> list[list[str]]:
+    table = [["run", "seed", "epochs", "best epoch", "s/epoch"]]
+    for run in runs:
+        best = run.test or best_epoch(run.records)
+        table.append([str(run.folder), str(run.config.seed), *_pace(run.records, best)])
+    if reference:
+        table.append([f"reference, {reference.log}", NONE, *_pace(reference.records, best_epoch(reference.records))])
+    return table
+
+
+def _pace(records: list[Record], best: Record) -> list[str]:
+    return [str(len(finished_epochs(records))), f"{best['epoch']:.0f}", f"{median_seconds(records):.1f}"]
+
+
+def _score_table(rows: tuple[Row, Row, Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:
+    table = [["percent", *map(title, metrics)]]
+    for name, ours, theirs in rows:
+        table.append([name])
+        columns = [[record[metric] for record in ours] for metric in metrics]
+        if len(ours) > 1:
+            estimates = [estimate(column) for column in columns]
+            cells = [f"{estimate.mean:.2f} ± {estimate.deviation:.2f}" for estimate in estimates]
+            table.append([f"  {len(ours)} runs, mean ± sd", *cells])
+            table.append([f"  {INTERVAL}", *(f"{estimate.low:.2f} to {estimate.high:.2f}" for estimate in estimates)])
+        else:
+            table.append(["  this run", *(f"{column[0]:.2f}" for column in columns)])
+        if theirs:
+            table.append(["  reference", *_scores(theirs, metrics)])
+    if reference:
+        table.append(["paper", *_scores(reference.paper, metrics)])
+    return table
+
+
+def _scores(record: Record, metrics: list[str]) -> list[str]:
+    return [f"{record[metric]:.2f}" if metric in record else NONE for metric in metrics]
+
+
+def _align(table: list[list[str]]) -> str:
+    """Lays a table out: the first column to the left, the others to the right."""
+    columns = max(map(len, table))
+    widths = [max(len(line[column]) for line in table if column < len(line) > 1) for column in range(columns)]
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False))]
+        for line in table
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

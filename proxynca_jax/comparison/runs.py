@@ -1,0 +1,79 @@
+"""Folders of runs become the runs of one configuration, which differ by their seed."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from proxynca_jax.config import TrainConfig, flatten
+from proxynca_jax.errors import UserError
+from proxynca_jax.metric_log import MetricLog, Record
+from proxynca_jax.run_folder import FREE_TO_CHANGE, read_config
+
+CHOSEN_BY = "recall_at_1"  # marks the best epoch, as in the reference's README
+SEED_ONLY = FREE_TO_CHANGE | {"seed"}
+
+
+class Run(NamedTuple):
+    """What a run recorded."""
+
+    folder: pathlib.Path
+    config: TrainConfig
+    records: list[Record]  # one per epoch, from -1 on
+    test: Record | None  # validation protocol: the chosen epoch, scored on the test classes
+
+
+def finished_epochs(records: list[Record]) -> list[Record]:
+    """The records of epochs, without that of the state before training."""
+    return [record for record in records if record["epoch"] >= 0]
+
+
+def best_epoch(records: list[Record]) -> Record:
+    """The record of the epoch with the highest Recall@1."""
+    return max(finished_epochs(records), key=lambda record: record[CHOSEN_BY])
+
+
+def read_runs(folders: list[pathlib.Path]) -> list[Run]:
+    """Reads runs that may be averaged.
+
+    Args:
+        folders: of one run or more.
+
+    Raises:
+        UserError: if one is not the folder of a run, has not come far enough, or differs from the first in more than
+            its seed.
+    """
+    runs = [_read_run(folder) for folder in folders]
+    first = flatten(runs[0].config)
+    for run in runs[1:]:
+        fields = flatten(run.config)
+        rows = [
+            f"  {name}: {first[name]!r} in {runs[0].folder}, {fields[name]!r} in {run.folder}"
+            for name in first
+            if fields[name] != first[name] and name not in SEED_ONLY
+        ]
+        if rows:
+            raise UserError(
+                "runs are averaged, so they may differ in their seed only, and these differ in\n"
+                + "\n".join(rows)
+                + "\nCompare them one at a time."
+            )
+    return runs
+
+
+def _read_run(folder: pathlib.Path) -> Run:
+    config = read_config(folder)
+    try:
+        records = MetricLog(folder).records()
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}.") from error
+    test = None
+    if config.evaluation.protocol == "validation":
+        test = next((record for record in records if record["split"] == "test"), None)
+        records = [record for record in records if record["split"] == "validation"]
+    if not finished_epochs(records):
+        raise UserError(f"{folder} has no finished epoch yet. Train it for one at least.")
+    if 1 not in config.evaluation.recall_at:
+        raise UserError(f"{folder} has no Recall@1, by which epochs are compared: evaluation.recall_at needs 1.")
+    if config.evaluation.protocol == "validation" and test is None:
+        raise UserError(f"{folder} has not been scored on its test classes yet. Let the run end.")
+    return Run(folder, config, records, test)

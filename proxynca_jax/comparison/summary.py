@@ -1,0 +1,74 @@
+"""Runs become rows of figures, and several runs' figures an interval."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from proxynca_jax.comparison.reference import Reference
+from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
+from proxynca_jax.metric_log import Record
+
+LAST_EPOCHS = 5
+CONFIDENCE = 0.95
+
+
+class Row(NamedTuple):
+    """One record for each run, and the reference's where it can be compared."""
+
+    title: str
+    ours: list[Record]
+    reference: Record | None
+
+
+class Estimate(NamedTuple):
+    """A figure over several runs."""
+
+    mean: float
+    deviation: float  # standard deviation of a run
+    low: float  # ends of the interval of the mean
+    high: float
+
+
+def summarise(runs: list[Run], reference: Reference | None) -> tuple[Row, Row, Row]:
+    """Best epoch, last epoch and mean of the last five.
+
+    Args:
+        runs: of one configuration.
+        reference: what to lay beside them.
+    """
+    titles = "best epoch", "last epoch", f"mean of the last {LAST_EPOCHS} epochs"
+    theirs = _three_records(reference.records) if reference else (None, None, None)
+    ours = [_three_records(run.records) for run in runs]
+    if runs[0].config.evaluation.protocol == "validation":
+        titles = "chosen epoch, test classes", *(f"{name}, validation classes" for name in titles[1:])
+        theirs = theirs[0], None, None  # test classes are not to be compared with validation classes
+        ours = [(run.test, *rest) for run, (_, *rest) in zip(runs, ours, strict=True)]
+    return tuple(map(Row, titles, map(list, zip(*ours, strict=True)), theirs))
+
+
+def estimate(values: list[float]) -> Estimate:
+    """Mean, standard deviation and Student's 95 % interval of the mean.
+
+    Args:
+        values: one per run, two or more.
+    """
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    return Estimate(mean, deviation, mean - reach, mean + reach)
+
+
+def median_seconds(records: list[Record]) -> float:
+    """Seconds of training of the middle epoch; an epoch that was interrupted counts little."""
+    return float(np.median([record["train_seconds"] for record in finished_epochs(records)]))
+
+
+def title(metric: str) -> str:
+    """The field's name of a metric: `R@1`, `NMI`."""
+    return metric.replace("recall_at_", "R@").upper()
+
+
+def _three_records(records: list[Record]) -> tuple[Record, Record, Record]:
+    last = finished_epochs(records)[-LAST_EPOCHS:]
+    scores = [name for name in last[0] if name.startswith("recall_at_") or name == "nmi"]
+    return best_epoch(records), last[-1], {name: float(np.mean([record[name] for record in last])) for name in scores}

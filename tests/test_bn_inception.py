@@ -1,0 +1,180 @@
+"""The backbone's parts, worked by hand or by brute force, and its keys and sizes."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_cub import FOLDER, as_torch
+
+from proxynca_jax.models.bn_inception import (
+    FEATURES,
+    SMALL_MAP,
+    BatchNorm,
+    BNInception,
+    _average_pool,
+    _max_pool,
+    convolve,
+    invalid_image_size,
+    is_valid_image_size,
+)
+
+# Two channels over four places.
+VALUES = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [6.0, 4.0]]).reshape(2, 1, 2, 2)
+MEANS = np.array([3, 1])
+BIASED = np.array([(4 + 1 + 0 + 9) / 4, (1 + 1 + 1 + 9) / 4])
+UNBIASED = np.array([14 / 3, 12 / 3])
+
+
+@pytest.fixture(scope="module")
+def network() -> BNInception:
+    return BNInception(batch_norm_momentum=0.1, rng=np.random.default_rng(0))
+
+
+def drawn(*shape: int) -> jax.Array:
+    return jnp.array(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def norm(momentum: float) -> BatchNorm:
+    layer = BatchNorm(2, momentum=momentum)
+    layer.scale[...], layer.bias[...] = jnp.array([2.0, 1.0]), jnp.array([0.0, 0.5])
+    return layer
+
+
+def test_batch_norm_in_training_worked_by_hand():
+    layer = norm(momentum=0.1)
+    found = layer(VALUES, train=True)
+    expected = (VALUES - MEANS[None, None, None]) / np.sqrt(BIASED + 1e-5)[None, None, None]
+    np.testing.assert_allclose(found[..., 0], 2 * expected[..., 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[..., 1], expected[..., 1] + 0.5, rtol=1e-5, atol=1e-6)
+    # 0.1 of the old values, 0 and 1, and 0.9 of the batch's.
+    np.testing.assert_allclose(layer.mean[...], 0.1 * 0 + 0.9 * MEANS, rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], 0.1 * 1 + 0.9 * UNBIASED, rtol=1e-6)
+
+
+def test_batch_norm_in_inference_worked_by_hand():
+    layer = norm(momentum=0.1)
+    layer.mean[...], layer.var[...] = jnp.array([2.0, -1.0]), jnp.array([4.0, 0.25])
+    found = layer(VALUES, train=False)
+    np.testing.assert_allclose(found[..., 0], 2 * (VALUES[..., 0] - 2) / math.sqrt(4 + 1e-5), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[..., 1], (VALUES[..., 1] + 1) / math.sqrt(0.25 + 1e-5) + 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(layer.mean[...], [2, -1])
+    np.testing.assert_array_equal(layer.var[...], [4, 0.25])
+
+
+def test_batch_norm_of_a_single_value_stays_finite():
+    layer = norm(momentum=0.5)
+    np.testing.assert_allclose(layer(jnp.full((1, 1, 1, 2), 7.0), train=True), [[[[0, 0.5]]]], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(layer.var[...], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7), (3, 4), (2, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_by_brute_force(height, width, stride):
+    x = np.asarray(drawn(2, height, width, 3)) - 10  # all negative: padding must never be the maximum
+    pad = 1 if stride == 1 else 0
+    rows, columns = (math.ceil((size + 2 * pad - 3) / stride) + 1 for size in (height, width))
+    expected = np.empty((2, rows, columns, 3), np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride - pad, j * stride - pad
+            expected[:, i, j] = x[:, max(top, 0) : top + 3, max(left, 0) : left + 3].max((1, 2))
+    np.testing.assert_array_equal(_max_pool(jnp.array(x), stride=stride), expected)
+
+
+def test_average_pool_counts_the_border_as_zeros():
+    ones = _average_pool(jnp.ones((1, 3, 4, 1)))[0, :, :, 0]
+    np.testing.assert_allclose(ones, np.array([[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]]) / 9, rtol=1e-6)
+    x = drawn(2, 5, 4, 3)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = sum(padded[:, i : i + 5, j : j + 4] for i in range(3) for j in range(3)) / 9
+    np.testing.assert_allclose(_average_pool(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1])
+def test_convolution_against_jax(side, stride, height):
+    x, kernel = drawn(2, height, 10, 3), drawn(side, side, 3, 4)
+    pads = ((side // 2, side // 2), (side // 2, side // 2))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def jax_convolution(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=numbers)
+
+    expected, expected_gradient = jax.vjp(jax_convolution, x, kernel)
+    found, gradient = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    cotangent = drawn(*expected.shape)
+    for ours, theirs in zip(gradient(cotangent), expected_gradient(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_leaves_are_the_state_dicts(network):
+    shapes = json.loads((FOLDER / "bn_inception_state_dict.json").read_text())
+    expected = {
+        key: tuple(shape)
+        for key, shape in shapes.items()
+        if not key.startswith("last_linear.") and not key.endswith(".num_batches_tracked")
+    }
+    flat = nnx.to_flat_state(nnx.state(network))
+    leaves = [as_torch(*path, np.asarray(leaf[...])) for path, leaf in flat]
+    found = {key: value.shape for key, value in leaves}
+    assert found == expected
+    assert len(leaves) == len(found)
+
+
+def test_convolutions_start_he_normal_with_biases_zero(network):
+    kernel = network.inception_4e_double_3x3_1.kernel[...]
+    assert np.std(kernel) == pytest.approx(math.sqrt(2 / (3 * 3 * 192)), rel=0.01)
+    assert abs(np.mean(kernel)) < 1e-3
+    assert not np.any(network.inception_4e_double_3x3_1.bias[...])
+
+
+@pytest.mark.parametrize("size", [31, 32, 64, 96, 128, 224, 227])
+def test_sizes_that_fit(size):
+    assert is_valid_image_size(size)
+
+
+@pytest.mark.parametrize("size", [-5, 0, 1, 6, 16, 30, 48, 222, 231, 256])
+def test_sizes_that_do_not_fit(size):
+    assert not is_valid_image_size(size)
+
+
+def closes(network: BNInception, size: int) -> bool:
+    """Whether the branches of every block can be concatenated."""
+
+    def features(images: jax.Array) -> jax.Array:
+        *_, (_, last) = network.stages(images, train=False)
+        return last
+
+    try:
+        found = jax.eval_shape(features, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    except TypeError as error:
+        assert "concatenate" in str(error)
+        return False
+    assert found.shape == (1, FEATURES)
+    return True
+
+
+def test_sizes_by_brute_force(network):
+    # From 7 on, where the pools leave a pixel, past the second span of sizes that fit.
+    sizes = range(7, 73)
+    assert [size for size in sizes if closes(network, size)] == [size for size in sizes if is_valid_image_size(size)]
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(48, "38 or 63"), (0, "are 31"), (-7, "are 31"), (39, "38 or 63"), (222, "198 or 223")]
+)
+def test_message_names_the_nearest_sizes(size, nearest):
+    message = invalid_image_size(size)
+    assert f"image size {size} " in message
+    assert nearest in message
+
+
+def test_network_refuses_a_size_that_does_not_fit(network):
+    with pytest.raises(ValueError, match="38 or 63"):
+        network(jnp.zeros((1, 48, 48, 3)), train=False)

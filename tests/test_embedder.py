@@ -1,0 +1,82 @@
+"""From bytes to unit vectors: one pixel by hand, unit length, and what the weights start as."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch.nn import functional
+
+from proxynca_jax.models.embedder import BN_INCEPTION, Embedder, Linear, Preprocessing, normalise, unit_vectors
+
+
+def leaves(seed: int) -> dict[tuple, jax.Array]:
+    model = Embedder(64, batch_norm_momentum=0.1, rng=np.random.default_rng(seed))
+    return dict(nnx.to_flat_state(nnx.state(model)))
+
+
+def test_one_pixel_worked_by_hand():
+    pixel = jnp.array([[[[10, 20, 255]]]], jnp.uint8)
+    found = normalise(pixel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, [[[[255 - 104, 20 - 117, 10 - 128]]]])
+
+
+def test_preprocessing_is_what_the_weights_expect():
+    assert Preprocessing("BGR", (104.0, 117.0, 128.0), 227) == BN_INCEPTION
+
+
+def test_unit_vectors_worked_by_hand():
+    rows = jnp.array([[3.0, -4.0], [0.0, 2e-8], [0.0, 0.0], [3e-13, 4e-13]])
+    # The last row is shorter than 1e-12, by which it is divided.
+    np.testing.assert_allclose(unit_vectors(rows), [[0.6, -0.8], [0, 1], [0, 0], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(unit_vectors(rows), functional.normalize(torch.tensor(np.asarray(rows))), rtol=1e-6)
+
+
+def test_embeddings_have_length_one():
+    model = Embedder(16, batch_norm_momentum=0.1, rng=np.random.default_rng(0))
+    graph, state = nnx.split(model)
+    images = jnp.array(np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    embeddings = jax.jit(lambda state, images: nnx.merge(graph, state)(images, train=False))(state, images)
+    assert embeddings.shape == (3, 16)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
+    assert not np.allclose(embeddings[0], embeddings[1], rtol=0, atol=1e-4)  # images differ, and so do their vectors
+
+
+def test_size_on_which_the_network_does_not_close():
+    model = Embedder(16, batch_norm_momentum=0.1, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"image size 48 .* 38 or 63"):
+        model(jnp.zeros((1, 48, 48, 3), jnp.uint8), train=False)
+
+
+def test_embedding_layer_starts_as_the_references():
+    layer = Linear(1024, 64, rng=np.random.default_rng(0))
+    assert layer.kernel.shape == (1024, 64)
+    sigmas = np.asarray(layer.kernel[...]) / 0.001
+    assert 1.99 < abs(sigmas).max() <= 2.00001
+    assert abs(sigmas.mean()) < 0.015  # four standard errors
+    # Of a normal variable, 68.27 % lie within 1 σ and 95.45 % within 2 σ, where this one is cut.
+    assert (abs(sigmas) < 1).mean() == pytest.approx(0.6827 / 0.9545, abs=0.007)
+
+    # Uniform from −1/32 to 1/32, since 32² = 1024; of 64 draws the outermost come close.
+    wide = np.asarray(Linear(1024, 65536, rng=np.random.default_rng(0)).bias[...]) * 32
+    assert abs(wide).max() <= 1
+    np.testing.assert_allclose(np.quantile(wide, [0, 0.25, 0.5, 0.75, 1]), [-1, -0.5, 0, 0.5, 1], rtol=0, atol=0.02)
+
+
+def test_linear_worked_by_hand():
+    layer = Linear(2, 3, rng=np.random.default_rng(0))
+    layer.kernel[...] = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 10.0]])
+    layer.bias[...] = jnp.array([0.5, 0.0, -1.0])
+    np.testing.assert_array_equal(layer(jnp.array([[3.0, 4.0]])), [[3.5, 4, 45]])
+
+
+def test_seed_decides_the_weights():
+    first, again, other = leaves(0), leaves(0), leaves(1)
+    for path, leaf in first.items():
+        np.testing.assert_array_equal(leaf[...], again[path][...])
+    drawn = [path for path in first if path[-1] == "kernel"] + [("embedding_layer", "bias")]
+    assert len(drawn) == 71  # 69 convolutions and the embedding layer's two
+    for path in drawn:
+        assert not np.array_equal(first[path][...], other[path][...]), path
