@@ -4,6 +4,7 @@ to this project, by default into weights/bn_inception.safetensors:
     python -m convert bn_inception_weights_pt04.pt [--output weights/bn_inception.safetensors]
 back to a state dict for PyTorch:
     python -m convert --to-torch weights/bn_inception.safetensors out.pt
+    python -m convert --to-torch runs/cars out.pt
 both networks on the same images, compared layer by layer:
     python -m convert verify bn_inception_weights_pt04.pt weights/bn_inception.safetensors
 """
@@ -17,8 +18,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from convert import rules, torch_files
-from proxynca_jax import weights
+from proxynca_jax import steps, weights
+from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.errors import UserError, exit_on_user_error
+from proxynca_jax.run_folder import read_config
 
 DEFAULT_OUTPUT = pathlib.Path("weights/bn_inception.safetensors")
 # `net/bn_inception_weights_pt04.pt` of the reference repository.
@@ -49,14 +52,14 @@ def to_flax(source: pathlib.Path, output: pathlib.Path) -> None:
         print(f"  If it should be the reference's file ({REFERENCE_BLOB_ID}), download it again.")
     print(f"wrote {output}: {_describe(tensors)}")
     print(f"check it:  {shlex.join(['python', '-m', 'convert', 'verify', str(source), str(output)])}")
-    print("train:     python -m proxynca_jax.train --config configs/cars.py")
+    print(f"train:     python -m proxynca_jax.train --config configs/cars.py --config.model.weights={output}")
 
 
 def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
     """Writes a state dict that the PyTorch network loads with `strict=True`.
 
     Args:
-        source: a converted file.
+        source: a converted file, or a run's folder, whose best state is taken.
         output: the PyTorch file.
 
     Raises:
@@ -71,8 +74,14 @@ def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def load_network(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The leaves of a trained or pretrained network by path, `params/...` and `batch_stats/...`."""
-    return weights.read(path)
+    """The leaves of a converted network, or of the best state of a run, by path: `params/...` and `batch_stats/...`."""
+    if not path.is_dir():
+        return weights.read(path)
+    _, network, batch_stats = steps.init_network(read_config(path).model, np.random.default_rng(0))
+    with Checkpoints(path) as checkpoints:
+        network, batch_stats = checkpoints.restore_network("best", network, batch_stats)
+    leaves = weights.flatten({"params": network, "batch_stats": batch_stats})
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 def _keep_apart(source: pathlib.Path, output: pathlib.Path) -> None:

@@ -66,7 +66,8 @@ class TorchBNInception(nn.Module):
         Args:
             images: RGB bytes.
         """
-        x = (images.flip(-1).float() - torch.tensor(BN_INCEPTION.mean)).permute(0, 3, 1, 2)
+        dtype = next(self.parameters()).dtype
+        x = (images.flip(-1).to(dtype) - torch.tensor(BN_INCEPTION.mean, dtype=dtype)).permute(0, 3, 1, 2)
         yield "conv1_relu_7x7", (x := self._unit(x, "conv1_7x7_s2"))
         yield "pool1_3x3_s2", (x := functional.max_pool2d(x, 3, 2, ceil_mode=True))
         yield "conv2_relu_3x3_reduce", (x := self._unit(x, "conv2_3x3_reduce"))

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: of the command line; by default the program's own.
     """
-    parser = argparse.ArgumentParser(prog="python -m proxynca_jax.compare", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m proxynca_jax.compare", description="Runs beside the reference.")
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="run", help="the folder of a training run")
     parser.add_argument("--reference", help=f"{', '.join(REFERENCES)}; by default that of the runs' data set")
     options = parser.parse_args(arguments)

@@ -32,7 +32,7 @@ def main(_arguments: list[str]) -> None:
             network, batch_stats = checkpoints.restore_network(_CHECKPOINT.value, network, batch_stats)
             step = checkpoints.latest_step(_CHECKPOINT.value)
         embeddings = embed(steps.make_embed_step(graph), network, batch_stats, split, config)
-        record = score(embeddings, split.labels, config.evaluation, config.seed)
+        record = score(embeddings, split.labels, config)
         print(f"{run}  {_CHECKPOINT.value} checkpoint, step {step}  {describe_scores(record)}")
 
 

@@ -4,10 +4,11 @@ import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
-Record = dict[str, float]
+Record = dict[str, Any]  # numbers, and a few names
 
 
 class MetricLog:

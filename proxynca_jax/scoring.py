@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from proxynca_jax import steps
-from proxynca_jax.config import EvaluationConfig, TrainConfig
+from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import Split
 from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device
 from proxynca_jax.interrupt import never
@@ -49,21 +49,20 @@ def embed(
 
 
 def score(
-    embeddings: Float[np.ndarray, "images dim"],
-    labels: Int32[np.ndarray, " images"],
-    config: EvaluationConfig,
-    seed: int,
+    embeddings: Float[np.ndarray, "images dim"], labels: Int32[np.ndarray, " images"], config: TrainConfig
 ) -> Record:
-    """Recall@K and, where asked for, NMI, in percent as the field quotes them.
+    """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
 
     Args:
         embeddings: vectors of length 1.
         labels: class of each image.
-        config: which scores.
-        seed: of k-means.
+        config: which scores; its seed is that of k-means.
     """
-    record = {name: 100 * share for name, share in recall_at_k(ranks(embeddings, labels), config.recall_at).items()}
-    if config.nmi:
-        options = {"restarts": config.kmeans_restarts, "average": config.nmi_average, "seed": seed}
-        record["nmi"] = 100 * nmi(embeddings, labels, **options)
+    evaluation = config.evaluation
+    recalls = recall_at_k(ranks(embeddings, labels), evaluation.recall_at)
+    record: Record = {name: 100 * share for name, share in recalls.items()}
+    if evaluation.nmi:
+        average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
+        share = nmi(embeddings, labels, restarts=restarts, average=average, seed=config.seed)
+        record |= {"nmi": 100 * share, "nmi_average": average, "kmeans_restarts": restarts}
     return record

@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from proxynca_jax import steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig, flatten
-from proxynca_jax.data.datasets import Split, load_splits
+from proxynca_jax.data.datasets import Split, divide, load_splits, random_classes
 from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, training_batches
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
@@ -36,6 +36,7 @@ from proxynca_jax.run_folder import open_run
 from proxynca_jax.scoring import embed, score
 from proxynca_jax.weights import load_pretrained
 
+EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
 REFERENCE_DATASETS = ("cub", "cars", "sop")
 RANDOM_START = (
     "starting from random weights, which is not the reference's setting: run `python -m convert "
@@ -47,14 +48,22 @@ class Job(NamedTuple):
     """What stays the same from the first step of a run to the last."""
 
     config: TrainConfig
+    log: MetricLog
     train_split: Split
-    eval_split: Split
+    eval_split: Split  # scored after each epoch
+    test_split: Split  # scored once, at the end, if it is not the one above
     epoch_steps: int
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
-    log: MetricLog
-    checkpoints: Checkpoints
-    check: Callable[[], None]  # raises Interrupted once the user has asked to stop
+
+    def evaluations(self) -> list[Record]:
+        """The records of the evaluations before training and after each epoch."""
+        name = EVALUATED_SPLIT[self.config.evaluation.protocol]
+        return [record for record in self.log.records() if record["split"] == name]
+
+    def best(self) -> Record:
+        """The best of these."""
+        return max(self.evaluations(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
 def train(config: TrainConfig, run: pathlib.Path) -> None:
@@ -68,27 +77,8 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
         UserError: for anything that the user has to mend. What the run computed until then is kept.
         Interrupted: at the user's wish. The state of that moment is kept.
     """
-    # Data
-    config.validate()
-    train_split, eval_split = load_splits(config.data)
-    epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
-    open_run(run, config)
-    log = MetricLog(run)
-    log.line(_describe(config, run, train_split, eval_split))
-
-    # Model
-    optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
-    classes = len(train_split.class_names)
-    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
-    if config.model.weights:
-        network, batch_stats = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
-        params = state.params | {"network": network}
-        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
-        log.line(f"starting from the weights in {config.model.weights}")
-    elif config.data.dataset in REFERENCE_DATASETS:
-        log.line(RANDOM_START)
-    programs = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
-
+    job, state = _prepare(config, run)
+    log, epoch_steps = job.log, job.epoch_steps
     with Checkpoints(run) as checkpoints, stop_on_signal() as check:
         # Restore
         step = checkpoints.latest_step() or 0
@@ -98,14 +88,13 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
         log.keep_records_until(step)
 
         # Loop
-        job = Job(config, train_split, eval_split, epoch_steps, *programs, log, checkpoints, check)
         try:
-            if step % epoch_steps == 0 and all(record["step"] != step for record in log.records()):
-                _finish_epoch(job, state, step, {})
-            for _ in range(step // epoch_steps, config.optim.epochs):
+            if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluations()):
+                _finish_epoch(job, state, step, {}, checkpoints, check)
+            while step < config.optim.epochs * epoch_steps:
+                if step % epoch_steps == 0:
+                    state = dataclasses.replace(state, loss_sum=jnp.float32(0))
                 with _open_epoch(job, step) as (batches, progress):
-                    if step % epoch_steps == 0:
-                        state = dataclasses.replace(state, loss_sum=jnp.float32(0))
                     for batch in batches:
                         state, loss = job.train_step(state, batch["image"], batch["label"])
                         step += 1
@@ -113,18 +102,58 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
                         if step % config.log_every_steps == 0:
                             progress.show(f"loss {_finite(loss, step, config):.4f}")
                         check()
-                    loss = _finite(state.loss_sum, step, config) / epoch_steps  # waits for the device
-                timing = {"train_seconds": progress.seconds(), "images_per_second": progress.images_per_second()}
-                _finish_epoch(job, state, step, {"train_loss": loss, **timing})
+                    mean_loss = _finite(state.loss_sum, step, config) / epoch_steps  # waits for the device
+                pace = {"train_seconds": progress.seconds(), "images_per_second": progress.images_per_second()}
+                _finish_epoch(job, state, step, {"train_loss": mean_loss, **pace}, checkpoints, check)
         except Interrupted:
             _finite(state.loss_sum, step, config)
             checkpoints.save("latest", step, state)
             log.line(f"stopped at step {step}, in epoch {step // epoch_steps}; with --run {run} it continues from here")
             raise
 
-    # Report
-    best = max(log.records(), key=lambda record: record[config.checkpoint.best_metric])
-    log.line(f"best epoch {best['epoch']}, by {config.checkpoint.best_metric}  {describe_scores(best)}  in {run}")
+        # Report
+        best, metric = job.best(), config.checkpoint.best_metric
+        log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
+        if config.evaluation.protocol == "validation":
+            network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
+            record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
+            record |= score(embed(job.embed_step, *network, job.test_split, config), job.test_split.labels, config)
+            log.record(record)
+            log.line(f"test classes, at that epoch  {describe_scores(record)}")
+
+
+def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainState]:
+    """Everything that can be wrong is looked at before anything heavy starts."""
+    # Data
+    config.validate()
+    train_split, test_split = load_splits(config.data)
+    eval_split = test_split
+    if config.evaluation.protocol == "validation":
+        held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
+        train_split, eval_split = divide(train_split, held_out)
+    epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
+
+    # Model
+    optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
+    classes = len(train_split.class_names)
+    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
+    start = None
+    if config.model.weights:
+        network, batch_stats = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
+        params = state.params | {"network": network}
+        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+        start = f"starting from the weights in {config.model.weights}"
+    elif config.data.dataset in REFERENCE_DATASETS:
+        start = RANDOM_START
+    train_step, embed_step = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
+
+    # Folder
+    open_run(run, config)
+    log = MetricLog(run)
+    log.line(_describe(config, run, train_split, eval_split))
+    if start:
+        log.line(start)
+    return Job(config, log, train_split, eval_split, test_split, epoch_steps, train_step, embed_step), state
 
 
 @contextlib.contextmanager
@@ -139,22 +168,27 @@ def _open_epoch(job: Job, step: int) -> Iterator[tuple[Generator[dict[str, jax.A
         yield batches, progress
 
 
-def _finish_epoch(job: Job, state: steps.TrainState, step: int, trained: Record) -> None:
-    """Scores a state, records the scores beside those of its training, and saves it."""
+def _finish_epoch(
+    job: Job,
+    state: steps.TrainState,
+    step: int,
+    trained: Record,
+    checkpoints: Checkpoints,
+    check: Callable[[], None],
+) -> None:
+    """Scores a state, records the scores beside what is known of its training, and saves it."""
     start = time.perf_counter()
-    config = job.config
     network = state.params["network"], state.batch_stats
-    embeddings = embed(job.embed_step, *network, job.eval_split, config, job.check)
-    scores = score(embeddings, job.eval_split.labels, config.evaluation, config.seed)
-    record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, **trained, **scores}
+    embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check)
+    scores = score(embeddings, job.eval_split.labels, job.config)
+    split = EVALUATED_SPLIT[job.config.evaluation.protocol]
+    record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     record["evaluation_seconds"] = time.perf_counter() - start
-    metric = config.checkpoint.best_metric
-    best = max((earlier[metric] for earlier in job.log.records()), default=-math.inf)
     job.log.record(record)
     job.log.line(_describe_epoch(record))
-    if record[metric] > best:
-        job.checkpoints.save("best", step, state)
-    job.checkpoints.save("latest", step, state)
+    if job.best() == record:
+        checkpoints.save("best", step, state)
+    checkpoints.save("latest", step, state)
 
 
 def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:

@@ -130,7 +130,7 @@ def test_all_faults_in_one_error():
         ({"data.root": ""}, "--config.data.root="),
         ({"evaluation.nmi_average": "aritmetic"}, "did you mean 'arithmetic'?"),
         ({"evaluation.protocol": "validate"}, "did you mean 'validation'?"),
-        ({"evaluation.recall_at": ()}, "one K or more"),
+        ({"evaluation.recall_at": (), "checkpoint.best_metric": "nmi"}, "one K or more"),
         ({"evaluation.recall_at": (1, 0)}, "(1, 0)"),
         ({"checkpoint.best_metric": "nmi", "evaluation.nmi": False}, "'nmi'"),
         ({"checkpoint.best_metric": "recall_at_8", "evaluation.recall_at": (1, 2)}, "recall_at_1, recall_at_2"),

@@ -93,9 +93,13 @@ def test_one_loss_per_example(form):
 def test_gradients_against_finite_differences(form):
     embeddings, proxies, labels = drawn(3, 5, 4)
     loss = make_loss(FORMS[form])
-    # At length 1 a step of 1e-2 is a small turn, and the difference of two losses still has three digits.
+
+    def values(x, p):
+        return loss(jnp.asarray(x), jnp.asarray(p), labels)  # the differences are taken of NumPy arrays
+
+    # At length 1 a step of 1e-2 is a small turn, and the difference of two float32 losses still has four digits.
     arguments = tuple(x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (embeddings, proxies))
-    check_grads(lambda x, p: loss(x, p, labels), arguments, order=1, modes=["rev"], eps=1e-2, atol=1e-3, rtol=1e-3)
+    check_grads(values, arguments, order=1, modes=["rev"], eps=1e-2, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -50,7 +50,8 @@ def test_three_epochs_against_torch(epsilon):
         if step % 2 == 0:
             decay.step()
         for name in start:
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-6, atol=2e-6)
+            # 1 − β₂ in float32 is off by 1.3e-5, which is half as much in an update; the largest sum up to 6 rates.
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-5 * rates[name])
 
 
 # 41: a float32 reciprocal of it is below 1/41, so that an epoch counted in floats would begin a step late.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from proxynca_jax.comparison.reference import Reference, other_settings
+from proxynca_jax.comparison.reference import REFERENCES, Reference, other_settings
 from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
 from proxynca_jax.comparison.summary import CONFIDENCE, LAST_EPOCHS, Row, estimate, title
 
@@ -31,9 +31,14 @@ def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:
     if reference:
         yield from _reference_notes(runs, reference)
     else:
-        yield f"No reference is known for data set {config.data.dataset!r}; --reference names one: cub, cars or sop."
-    if short := [f"{len(epochs)} of {folder}" for folder, epochs in _epochs(runs) if len(epochs) < LAST_EPOCHS]:
-        yield f"Fewer than {LAST_EPOCHS} epochs: the mean is over the {' and the '.join(short)}."
+        known = ", ".join(REFERENCES)
+        yield f"No reference is known for data set {config.data.dataset!r}; --reference names one: {known}."
+    averaged = [min(LAST_EPOCHS, len(finished_epochs(run.records))) for run in runs]
+    if min(averaged) < LAST_EPOCHS:
+        yield f"Fewer than {LAST_EPOCHS} epochs are finished; epochs averaged: {', '.join(map(str, averaged))}."
+    compared = [*runs, reference] if reference else runs
+    if len({entry.records[-1]["epoch"] for entry in compared}) > 1:
+        yield "The last epochs are not the same epoch: see the table of runs."
     if evaluation.nmi:
         definition = (
             f"{evaluation.nmi_average} mean of the entropies, best of {evaluation.kmeans_restarts} k-means runs"
@@ -49,11 +54,10 @@ def _reference_notes(runs: list[Run], reference: Reference) -> Iterator[str]:
             f"The reference's README quotes epoch {quoted['epoch']}, R@1 {quoted['recall_at_1']:.2f}; "
             f"its log is highest at epoch {best['epoch']}."
         )
+    if not runs[0].config.model.weights:
+        yield "The runs started from random weights, the reference from weights pretrained on ImageNet."
     if settings := other_settings(runs[0].config, reference):
         yield f"Settings other than the reference's: {', '.join(settings)}."
-    lengths = {len(epochs) for _, epochs in _epochs(runs)}
-    if lengths != {len(finished_epochs(reference.records))}:
-        yield "The runs and the reference did not train for equally many epochs: see the table of runs."
 
 
 def chance(row: Row, metrics: list[str]) -> str:
@@ -76,5 +80,8 @@ def chance(row: Row, metrics: list[str]) -> str:
             theirs = row.reference[metric]
             side = "inside" if ours.low <= theirs <= ours.high else "outside"
             sides[side].append(f"{title(metric)} {theirs:.2f}")
-    found = "; ".join(f"{side} {', '.join(figures) or 'none'}" for side, figures in sides.items())
-    return f"{interval} The reference's {row.title}: {found}. It is one run, whose own chance the interval leaves out."
+    found = "; ".join(f"{', '.join(figures)} {side}" for side, figures in sides.items() if figures)
+    return (
+        f"{interval} The reference's figures for the {row.title}: {found}. "
+        "The reference is one run, whose own chance the interval leaves out."
+    )

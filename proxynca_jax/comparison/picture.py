@@ -24,54 +24,53 @@ def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> No
     """
     panels = {metric: label for metric, label in PANELS.items() if metric in runs[0].records[-1]}
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (metric, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    all_axes = figure.subplots(1, len(panels), sharex=True)
+    for axes, (metric, label) in zip(all_axes, panels.items(), strict=True):
         axes.set(xlabel="Epoch", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if reference:
             _draw_reference(axes, metric, reference, curve=runs[0].test is None)
         _draw_runs(axes, metric, runs)
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
+    handles, labels = all_axes[1].get_legend_handles_labels()  # Recall@1 has every kind of line
+    legend = dict(zip(labels, handles, strict=True))  # one entry for all runs
+    place = {"loc": "outside upper center", "ncols": len(legend), "fontsize": "small", "frameon": False}
+    figure.legend(legend.values(), legend.keys(), **place)
     figure.savefig(path, dpi=200)
 
 
 def _draw_reference(axes: Axes, metric: str, reference: Reference, *, curve: bool) -> None:
-    """Draws the paper and the reference, its curve only beside curves on the same classes."""
+    """Draws the paper and the reference, whose curve belongs only beside curves of the same classes."""
+    best = best_epoch(reference.records)
     if metric in reference.paper:
         axes.axhline(reference.paper[metric], color=THEIRS, linestyle=":", linewidth=1.2, label="paper")
-    best = best_epoch(reference.records)
-    if metric not in best:
-        return
-    if curve:
+    if curve and metric in best:
         axes.plot(*_curve(reference.records, metric), color=THEIRS, linewidth=1.5, label="reference")
-    _mark(axes, best, metric, color=THEIRS, label="reference, best epoch")
+    _mark(axes, metric, best, color=THEIRS, label="reference's best epoch")
 
 
 def _draw_runs(axes: Axes, metric: str, runs: list[Run]) -> None:
-    classes = " on validation classes" if runs[0].test else ""
+    several, validation = len(runs) > 1, runs[0].test is not None
     curves = [_curve(run.records, metric) for run in runs]
-    single = len(runs) == 1
-    for run, (epochs, values) in zip(runs, curves, strict=True):
-        label = f"this run{classes}" if single else f"each of {len(runs)} runs{classes}"
-        axes.plot(
-            epochs, values, color=OURS, linewidth=1.8 if single else 0.7, alpha=1 if single else 0.45, label=label
-        )
-    if not single:
-        shared = min(len(epochs) for epochs, _ in curves)
-        mean = np.mean([values[:shared] for _, values in curves], axis=0)
-        axes.plot(curves[0][0][:shared], mean, color=OURS, linewidth=1.8, label="their mean")
+    if several:
+        for epochs, values in curves:
+            axes.plot(epochs, values, color=OURS, linewidth=0.7, alpha=0.5, label="each run")
+    shared = min((epochs for epochs, _ in curves), key=len)
+    mean = np.mean([values[: len(shared)] for _, values in curves], axis=0)
+    name = f"mean of {len(runs)} runs" if several else "this run"
+    axes.plot(shared, mean, color=OURS, linewidth=1.8, label=name + ", validation" * validation)
+    name = f"{'each' if several else 'this'} run's {'chosen epoch, test' if validation else 'best epoch'}"
     for run in runs:
-        _mark(axes, run.test or best_epoch(run.records), metric, color=OURS, label=...)
+        _mark(axes, metric, run.test or best_epoch(run.records), color=OURS, label=name)
 
 
-def _curve(records: list[Record], metric: str) -> tuple[list[float], list[float]]:
+def _curve(records: list[Record], metric: str) -> tuple[list[int], list[float]]:
     """Epochs and their values; the state before training has scores but no loss."""
     shown = [record for record in records if metric in record]
     return [record["epoch"] for record in shown], [record[metric] for record in shown]
 
 
-def _mark(axes: Axes, record: Record, metric: str, *, color: str, label: str) -> None:
-    axes.plot(record["epoch"], record[metric], "o", color=color, markeredgecolor="white", markersize=7, label=label)
+def _mark(axes: Axes, metric: str, best: Record, *, color: str, label: str) -> None:
+    """Marks the best epoch, which was chosen by its scores: the loss gets no mark."""
+    if metric in best and metric != "train_loss":
+        axes.plot(best["epoch"], best[metric], "o", color=color, markeredgecolor="white", label=label)

@@ -13,7 +13,8 @@ from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.metric_log import Record
 
 # The settings on which the figures depend, by the start of their names.
-COMPARED = ("data.image_size", "data.resize_size", "data.crop_", "data.horizontal_flip", "model.", "loss.", "optim.")
+PIXELS = ("data.image_size", "data.resize_size", "data.crop_", "data.horizontal_flip")
+COMPARED = (*PIXELS, "model.embedding_dim", "model.batch_norm", "loss.", "optim.")
 
 
 class Reference(NamedTuple):

@@ -1,5 +1,7 @@
 """The comparison in figures."""
 
+import textwrap
+
 from proxynca_jax.comparison.notes import chance, notes
 from proxynca_jax.comparison.reference import Reference
 from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
@@ -12,6 +14,7 @@ PROTOCOLS = {
 }
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 NONE = "–"
+LINE = 110  # characters
 
 
 def describe(runs: list[Run], reference: Reference | None) -> str:
@@ -29,8 +32,8 @@ def describe(runs: list[Run], reference: Reference | None) -> str:
         f"{config.data.dataset}, protocol {protocol!r}: {PROTOCOLS[protocol]}",
         _align(_run_table(runs, reference)),
         _align(_score_table(rows, metrics, reference)),
-        "\n".join(notes(runs, reference)),
-        chance(rows[0] if protocol == "validation" else rows[2], metrics),
+        "\n".join(textwrap.fill(note, LINE) for note in notes(runs, reference)),
+        textwrap.fill(chance(rows[0] if protocol == "validation" else rows[2], metrics), LINE),
     ]
     return "\n\n".join(parts)
 
@@ -49,7 +52,7 @@ def _pace(records: list[Record], best: Record) -> list[str]:
     return [str(len(finished_epochs(records))), f"{best['epoch']:.0f}", f"{median_seconds(records):.1f}"]
 
 
-def _score_table(rows: tuple[Row, Row, Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:
+def _score_table(rows: list[Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:
     table = [["percent", *map(title, metrics)]]
     for name, ours, theirs in rows:
         table.append([name])
@@ -64,7 +67,7 @@ def _score_table(rows: tuple[Row, Row, Row], metrics: list[str], reference: Refe
         if theirs:
             table.append(["  reference", *_scores(theirs, metrics)])
     if reference:
-        table.append(["paper", *_scores(reference.paper, metrics)])
+        table.append(["paper (test classes)", *_scores(reference.paper, metrics)])
     return table
 
 

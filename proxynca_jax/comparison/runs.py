@@ -10,7 +10,7 @@ from proxynca_jax.metric_log import MetricLog, Record
 from proxynca_jax.run_folder import FREE_TO_CHANGE, read_config
 
 CHOSEN_BY = "recall_at_1"  # marks the best epoch, as in the reference's README
-SEED_ONLY = FREE_TO_CHANGE | {"seed"}
+MAY_DIFFER = FREE_TO_CHANGE | {"seed"}
 
 
 class Run(NamedTuple):
@@ -39,25 +39,29 @@ def read_runs(folders: list[pathlib.Path]) -> list[Run]:
         folders: of one run or more.
 
     Raises:
-        UserError: if one is not the folder of a run, has not come far enough, or differs from the first in more than
-            its seed.
+        UserError: if one is not the folder of a run or has not come far enough, or if they differ in more than their
+            seeds, or not in these.
     """
-    runs = [_read_run(folder) for folder in folders]
-    first = flatten(runs[0].config)
-    for run in runs[1:]:
-        fields = flatten(run.config)
-        rows = [
-            f"  {name}: {first[name]!r} in {runs[0].folder}, {fields[name]!r} in {run.folder}"
-            for name in first
-            if fields[name] != first[name] and name not in SEED_ONLY
-        ]
-        if rows:
+    first, *others = runs = [_read_run(folder) for folder in folders]
+    for other in others:
+        if rows := _differences(first, other):
             raise UserError(
                 "runs are averaged, so they may differ in their seed only, and these differ in\n"
-                + "\n".join(rows)
-                + "\nCompare them one at a time."
+                f"{rows}\nCompare them one at a time."
             )
+    seeds = [run.config.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"the runs have the seeds {seeds}; each needs its own, or their spread says nothing of chance.")
     return runs
+
+
+def _differences(one: Run, other: Run) -> str:
+    fields, others = flatten(one.config), flatten(other.config)
+    return "\n".join(
+        f"  {name}: {fields[name]!r} in {one.folder}, {others[name]!r} in {other.folder}"
+        for name in fields
+        if fields[name] != others[name] and name not in MAY_DIFFER
+    )
 
 
 def _read_run(folder: pathlib.Path) -> Run:
@@ -66,14 +70,16 @@ def _read_run(folder: pathlib.Path) -> Run:
         records = MetricLog(folder).records()
     except json.JSONDecodeError as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}.") from error
+    validation = config.evaluation.protocol == "validation"
     test = None
-    if config.evaluation.protocol == "validation":
-        test = next((record for record in records if record["split"] == "test"), None)
+    if validation:
+        tests = [record for record in records if record["split"] == "test"]
+        test = tests[-1] if tests else None  # a run that was lengthened has an earlier one, of fewer epochs
         records = [record for record in records if record["split"] == "validation"]
     if not finished_epochs(records):
         raise UserError(f"{folder} has no finished epoch yet. Train it for one at least.")
+    if validation and test is None:
+        raise UserError(f"{folder} has not been scored on its test classes yet. Let the run end.")
     if 1 not in config.evaluation.recall_at:
         raise UserError(f"{folder} has no Recall@1, by which epochs are compared: evaluation.recall_at needs 1.")
-    if config.evaluation.protocol == "validation" and test is None:
-        raise UserError(f"{folder} has not been scored on its test classes yet. Let the run end.")
     return Run(folder, config, records, test)

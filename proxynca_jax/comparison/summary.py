@@ -30,8 +30,8 @@ class Estimate(NamedTuple):
     high: float
 
 
-def summarise(runs: list[Run], reference: Reference | None) -> tuple[Row, Row, Row]:
-    """Best epoch, last epoch and mean of the last five.
+def summarise(runs: list[Run], reference: Reference | None) -> list[Row]:
+    """Three rows: best epoch, last epoch and mean of the last five.
 
     Args:
         runs: of one configuration.
@@ -44,7 +44,7 @@ def summarise(runs: list[Run], reference: Reference | None) -> tuple[Row, Row, R
         titles = "chosen epoch, test classes", *(f"{name}, validation classes" for name in titles[1:])
         theirs = theirs[0], None, None  # test classes are not to be compared with validation classes
         ours = [(run.test, *rest) for run, (_, *rest) in zip(runs, ours, strict=True)]
-    return tuple(map(Row, titles, map(list, zip(*ours, strict=True)), theirs))
+    return list(map(Row, titles, map(list, zip(*ours, strict=True)), theirs))
 
 
 def estimate(values: list[float]) -> Estimate:

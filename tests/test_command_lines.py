@@ -1,0 +1,90 @@
+"""The entry points as a user meets them: a subprocess, its output and its exit status."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import trees
+
+from proxynca_jax.data import datasets
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Programs compiled by one subprocess serve the next."""
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+
+
+def run(*arguments: object, environment=None) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
+MISTAKES = {
+    "a typo in an option": (["--config.optim.learning_rat=1"], ["'optim.learning_rat'", "'optim.learning_rate'"]),
+    "no such directory": (["--config.data.root=/nowhere"], ["/nowhere", "not a directory", "CUB_200_2011"]),
+    "no directory": ([], ["data.root is empty", "--config.data.root="]),
+    "a size that does not close": (["--config.data.root=/", "--config.data.image_size=48"], ["48", "64", "227"]),
+    "a wrong type": (["--config.optim.epochs=many"], ["optim.epochs", "many"]),
+    "a stray word": (["cars"], ["'cars'", "--"]),
+    "a wrong weights file": (["--config.model.weights=README.md"], ["README.md", "python -m convert"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_clear_error(mistake, tmp_path):
+    options, told = MISTAKES[mistake]
+    if mistake == "a wrong weights file":
+        trees.draw_cub(tmp_path / "cub", classes=4, images_per_class=16)
+        options = [*options, f"--config.data.root={tmp_path / 'cub'}"]
+    result = run("proxynca_jax.train", "--config", "configs/cub.py", "--run", tmp_path / "run", *options)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for words in told:
+        assert words in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (
+            "def get_config():\n    from proxynca_jax.config import TrainConfig\n    return TrainConfig(epoch=3)\n",
+            "epoch",
+        ),
+        ("def get_config()\n", "invalid syntax"),
+        (None, "missing.py"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(written, told, tmp_path):
+    path = tmp_path / ("missing.py" if written is None else "mine.py")
+    if written is not None:
+        path.write_text(written)
+    result = run("proxynca_jax.train", "--config", path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert told in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["cub", "cars", "sop"])
+def test_the_whole_network_trains_on_every_layout(dataset, tmp_path, environment):
+    """Twenty steps with the published settings, on 227 pixels, then the same scores again from the folder."""
+    draw = {"cub": trees.draw_cub, "cars": trees.draw_cars, "sop": trees.draw_sop}[dataset]
+    draw(tmp_path / "tree", classes=4, images_per_class=20)
+    options = [f"--config.data.root={tmp_path / 'tree'}", "--config.optim.batch_size=4", "--config.optim.epochs=2"]
+    options += ["--config.evaluation.batch_size=8", "--config.log_every_steps=5"]
+    command = ["proxynca_jax.train", "--config", f"configs/{dataset}.py", "--run", tmp_path / "run", *options]
+    result = run(*command, environment=environment)
+    assert result.returncode == 0, result.stderr
+    assert "starting from random weights" in result.stdout
+    assert f"{datasets.PUBLISHED_COUNTS[dataset][0]:,}" in result.stderr  # the warning that the tree is a small one
+    last = result.stdout.splitlines()[-2]
+    again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest", environment=environment)
+    assert again.returncode == 0, again.stderr
+    scores = last[last.index("R@1") : last.index("  evaluated")]
+    assert scores in again.stdout

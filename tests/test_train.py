@@ -1,0 +1,163 @@
+"""The training program on small trees: what it writes, that it learns, stops, continues and refuses."""
+
+import json
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+import trees
+
+from proxynca_jax import metric_log, steps, train
+from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from proxynca_jax.errors import UserError
+from proxynca_jax.interrupt import Interrupted
+from proxynca_jax.optim import make_optimizer
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("folder")
+    trees.draw_folder(root, classes=4, images_per_class=13)
+    return root
+
+
+def small(root: pathlib.Path, **optim) -> TrainConfig:
+    """Two epochs of three steps of the whole network on 32 pixels."""
+    return TrainConfig(
+        log_every_steps=2,
+        data=DataConfig(dataset="folder", root=str(root), image_size=32, resize_size=32, crop_area_min=0.5, threads=2),
+        model=ModelConfig(batch_norm_momentum=0.9),
+        optim=OptimConfig(**{"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3, "epsilon": 1e-2} | optim),
+        evaluation=EvaluationConfig(batch_size=16, recall_at=(1, 2), kmeans_restarts=1),
+    )
+
+
+def records(run: pathlib.Path) -> list[metric_log.Record]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run: pathlib.Path) -> list[metric_log.Record]:
+    """The records without what differs from one execution to the next."""
+    clocks = ("train_seconds", "images_per_second", "evaluation_seconds")
+    return [{name: value for name, value in record.items() if name not in clocks} for record in records(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory, compiled_once) -> pathlib.Path:
+    """A run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train.train(small(root), run)
+    return run
+
+
+def test_a_run_leaves_records_log_and_states(whole):
+    first, second, third = records(whole)
+    assert [record["epoch"] for record in (first, second, third)] == [-1, 0, 1]
+    assert [record["step"] for record in (first, second, third)] == [0, EPOCH_STEPS, 2 * EPOCH_STEPS]
+    assert "train_loss" not in first
+    assert third["train_loss"] < second["train_loss"]
+    assert {"recall_at_1", "recall_at_2", "nmi", "nmi_average", "kmeans_restarts", "evaluation_seconds"} <= set(third)
+    assert third["recall_at_1"] > 60  # every class has a colour of its own
+    log = (whole / "log.txt").read_text()
+    assert f"loss {third['train_loss']:.4f}" in log
+    assert f"R@1 {third['recall_at_1']:.2f}" in log
+    best = max(records(whole), key=lambda record: record["recall_at_1"])
+    with Checkpoints(whole) as checkpoints:
+        assert checkpoints.latest_step() == 2 * EPOCH_STEPS
+        assert checkpoints.latest_step("best") == best["step"]
+
+
+@pytest.mark.parametrize("stop_after_batches", [EPOCH_STEPS + 1, 2 * EPOCH_STEPS + 2], ids=["mid-epoch", "evaluating"])
+def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypatch, stop_after_batches):
+    """`advance` counts batches of training and, before the first step and after each epoch, of embedding (2 each)."""
+    seen = 0
+    advance = metric_log.Progress.advance
+
+    def advance_and_stop(self, images):
+        nonlocal seen
+        advance(self, images)
+        seen += 1
+        if seen == 2 + stop_after_batches + (2 if stop_after_batches > EPOCH_STEPS else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    run = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(metric_log.Progress, "advance", advance_and_stop)
+        with pytest.raises(Interrupted):
+            train.train(small(root), run)
+    assert len(records(run)) < len(records(whole))
+    assert "stopped at step" in (run / "log.txt").read_text()
+    train.train(small(root), run)
+    assert timeless(run) == timeless(whole)
+    states = []
+    for folder in (run, whole):
+        optimizer = make_optimizer(small(root).optim, steps_per_epoch=EPOCH_STEPS)
+        with Checkpoints(folder) as checkpoints:
+            states.append(checkpoints.restore(steps.init_state(ModelConfig(), optimizer, classes=2, seed=1)[1]))
+    for ours, theirs in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):
+    run = tmp_path / "longer"
+    train.train(small(root, epochs=1), run)
+    train.train(small(root), run)
+    assert timeless(run) == timeless(whole)
+
+
+def test_diverging_keeps_what_was_saved(root, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step \d.*learning rates \(now 1e\+30"):
+        train.train(small(root, learning_rate=1e30), tmp_path / "run")
+    assert [record["step"] for record in records(tmp_path / "run")] == [0]
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 0
+
+
+def test_a_truncated_image_is_named_and_nothing_is_lost(root, tmp_path):
+    trees.draw_folder(tmp_path / "tree", classes=4, images_per_class=13)
+    config = small(tmp_path / "tree", epochs=1)
+    train.train(config, tmp_path / "run")
+    for path in (tmp_path / "tree").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:400])
+    config.optim.epochs = 2
+    with pytest.raises(UserError, match=r"tree.*\.jpg"):
+        train.train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == EPOCH_STEPS
+
+
+def test_the_validation_protocol_scores_the_test_classes_once(tmp_path):
+    trees.draw_folder(tmp_path / "tree", classes=8, images_per_class=7)
+    config = small(tmp_path / "tree")
+    config.evaluation.protocol, config.evaluation.validation_fraction = "validation", 0.5
+    train.train(config, tmp_path / "run")
+    *validation, test = records(tmp_path / "run")
+    assert [record["split"] for record in validation] == ["validation"] * len(validation)
+    assert test["split"] == "test"
+    best = max(validation, key=lambda record: record["recall_at_1"])
+    assert (test["epoch"], test["step"]) == (best["epoch"], best["step"])
+
+
+def test_programs_compile_once_and_nothing_waits_for_the_host():
+    config = ModelConfig(embedding_dim=8)
+    optimizer = make_optimizer(OptimConfig(), steps_per_epoch=2)
+    graph, state = steps.init_state(config, optimizer, classes=4, seed=0)
+    train_step, embed_step = steps.make_train_step(graph, LossConfig(), optimizer), steps.make_embed_step(graph)
+    rng = np.random.default_rng(0)
+    batches = [
+        jax.device_put((rng.integers(0, 256, (4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32))) for _ in range(3)
+    ]
+    before = jax.tree.leaves(state)
+    with jax.transfer_guard("disallow"):
+        for images, labels in batches:
+            state, _ = train_step(state, images, labels)
+            embed_step(state.params["network"], state.batch_stats, images)
+    assert train_step._cache_size() == embed_step._cache_size() == 1
+    assert all(leaf.is_deleted() for leaf in before)  # donated
+    assert int(state.step) == 3

@@ -1,0 +1,51 @@
+"""Folders of runs as training leaves them, with scores that a test chooses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from proxynca_jax.comparison.reference import REFERENCES
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.metric_log import Record
+
+ALIKE = REFERENCES["cub"].records  # a run that scores as the reference does
+
+
+def shifted(by: float) -> list[Record]:
+    """The reference's records with every score moved."""
+    scores = [name for name in ALIKE[0] if name != "epoch"]
+    return [record | {name: record[name] + by for name in scores} for record in ALIKE]
+
+
+def flat(*recalls: float) -> list[Record]:
+    """Records from epoch -1 on with these Recall@1, the other scores following by fixed distances."""
+    return [
+        {
+            "epoch": epoch,
+            **({"train_loss": 2.0, "train_seconds": 10.0 + epoch} if epoch >= 0 else {}),
+            **{f"recall_at_{k}": recall + k - 1.0 for k in (1, 2, 4, 8)},
+            "nmi": recall + 10.0,
+        }
+        for epoch, recall in enumerate(recalls, start=-1)
+    ]
+
+
+def write_run(folder: Path, records: list[Record], tests: list[Record] | None = None, **fields: object) -> Path:
+    """Writes the folder of a run.
+
+    Args:
+        folder: where.
+        records: one per epoch.
+        tests: validation protocol: the records on the test classes.
+        fields: of the configuration, by dotted name.
+    """
+    config = TrainConfig()
+    for name, value in {"data.root": "/data", "model.weights": "w", **fields}.items():
+        *groups, field = name.split(".")
+        setattr(getattr(config, groups[0]) if groups else config, field, value)
+    split = "test" if config.evaluation.protocol == "reference" else "validation"
+    lines = [{"split": split, **record} for record in records] + [{"split": "test", **test} for test in tests or []]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
