@@ -29,7 +29,7 @@ from proxynca_jax.weights import flatten
 
 EPOCH_STEPS = 10
 SETTINGS = {  # loss, optimiser, classes
-    "cub": (LossConfig(), OptimConfig(), 100),
+    "cub": (LossConfig(), OptimConfig(), 259),  # as many proxies as glyphs has training classes
     "sop": (LossConfig(embedding_scale=1.0, proxy_scale=8.0), OptimConfig(proxy_learning_rate=10.0), 11_318),
 }
 Losses = Iterator[float]

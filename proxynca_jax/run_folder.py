@@ -61,8 +61,9 @@ def read_config(run: pathlib.Path) -> TrainConfig:
         config = TrainConfig()
         for name, value in json.loads(path.read_text()).items():
             group = getattr(config, name)
-            setattr(config, name, type(group)(**value) if dataclasses.is_dataclass(group) else value)
-        config.evaluation.recall_at = tuple(config.evaluation.recall_at)  # JSON knows lists only
+            if dataclasses.is_dataclass(group):  # JSON knows lists only, a configuration tuples only
+                value = type(group)(**{key: tuple(x) if isinstance(x, list) else x for key, x in value.items()})
+            setattr(config, name, value)
     except OSError as error:
         raise UserError(f"{run} is not the folder of a run: {path}: {error.strerror}.") from error
     except (json.JSONDecodeError, AttributeError, TypeError) as error:

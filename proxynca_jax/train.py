@@ -61,8 +61,12 @@ class Job(NamedTuple):
         name = EVALUATED_SPLIT[self.config.evaluation.protocol]
         return [record for record in self.log.records() if record["split"] == name]
 
+    def tested(self) -> int | None:
+        """The step that was scored on the test classes under the validation protocol."""
+        return next((record["step"] for record in reversed(self.log.records()) if record["split"] == "test"), None)
+
     def best(self) -> Record:
-        """The best of these."""
+        """The best of the evaluations, the earliest of equals."""
         return max(self.evaluations(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
@@ -114,7 +118,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
         # Report
         best, metric = job.best(), config.checkpoint.best_metric
         log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
-        if config.evaluation.protocol == "validation":
+        if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
             network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
             record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
             record |= score(embed(job.embed_step, *network, job.test_split, config), job.test_split.labels, config)

@@ -49,7 +49,7 @@ def _run_table(runs: list[Run], reference: Reference | None) -> list[list[str]]:
 
 
 def _pace(records: list[Record], best: Record) -> list[str]:
-    return [str(len(finished_epochs(records))), f"{best['epoch']:.0f}", f"{median_seconds(records):.1f}"]
+    return [str(len(finished_epochs(records))), str(best["epoch"]), f"{median_seconds(records):.1f}"]
 
 
 def _score_table(rows: list[Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:
@@ -59,9 +59,9 @@ def _score_table(rows: list[Row], metrics: list[str], reference: Reference | Non
         columns = [[record[metric] for record in ours] for metric in metrics]
         if len(ours) > 1:
             estimates = [estimate(column) for column in columns]
-            cells = [f"{estimate.mean:.2f} ± {estimate.deviation:.2f}" for estimate in estimates]
-            table.append([f"  {len(ours)} runs, mean ± sd", *cells])
-            table.append([f"  {INTERVAL}", *(f"{estimate.low:.2f} to {estimate.high:.2f}" for estimate in estimates)])
+            spreads = [f"{mean:.2f} ± {deviation:.2f}" for mean, deviation, _, _ in estimates]
+            table.append([f"  {len(ours)} runs, mean ± sd", *spreads])
+            table.append([f"  {INTERVAL}", *(f"{low:.2f} to {high:.2f}" for _, _, low, high in estimates)])
         else:
             table.append(["  this run", *(f"{column[0]:.2f}" for column in columns)])
         if theirs:
@@ -76,9 +76,8 @@ def _scores(record: Record, metrics: list[str]) -> list[str]:
 
 
 def _align(table: list[list[str]]) -> str:
-    """Lays a table out: the first column to the left, the others to the right."""
-    columns = max(map(len, table))
-    widths = [max(len(line[column]) for line in table if column < len(line) > 1) for column in range(columns)]
+    """Lays a table out: the first column to the left, the others to the right; a line of one cell is a heading."""
+    widths = [max(map(len, column)) for column in zip(*(line for line in table if len(line) > 1), strict=True)]
     aligned = [
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False))]
         for line in table

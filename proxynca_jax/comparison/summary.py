@@ -44,7 +44,8 @@ def summarise(runs: list[Run], reference: Reference | None) -> list[Row]:
         titles = "chosen epoch, test classes", *(f"{name}, validation classes" for name in titles[1:])
         theirs = theirs[0], None, None  # test classes are not to be compared with validation classes
         ours = [(run.test, *rest) for run, (_, *rest) in zip(runs, ours, strict=True)]
-    return list(map(Row, titles, map(list, zip(*ours, strict=True)), theirs))
+    columns = zip(*ours, strict=True)
+    return [Row(name, list(records), beside) for name, records, beside in zip(titles, columns, theirs, strict=True)]
 
 
 def estimate(values: list[float]) -> Estimate:
