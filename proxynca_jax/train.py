@@ -106,9 +106,9 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
                         if step % config.log_every_steps == 0:
                             progress.show(f"loss {_finite(loss, step, config):.4f}")
                         check()
-                    mean_loss = _finite(state.loss_sum, step, config) / epoch_steps  # waits for the device
+                    _finite(state.loss_sum, step, config)  # waits for the device
                 pace = {"train_seconds": progress.seconds(), "images_per_second": progress.images_per_second()}
-                _finish_epoch(job, state, step, {"train_loss": mean_loss, **pace}, checkpoints, check)
+                _finish_epoch(job, state, step, pace, checkpoints, check)
         except Interrupted:
             _finite(state.loss_sum, step, config)
             checkpoints.save("latest", step, state)
@@ -176,16 +176,17 @@ def _finish_epoch(
     job: Job,
     state: steps.TrainState,
     step: int,
-    trained: Record,
+    pace: Record,
     checkpoints: Checkpoints,
     check: Callable[[], None],
 ) -> None:
-    """Scores a state, records the scores beside what is known of its training, and saves it."""
+    """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     network = state.params["network"], state.batch_stats
     embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check)
     scores = score(embeddings, job.eval_split.labels, job.config)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
+    trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     record["evaluation_seconds"] = time.perf_counter() - start
     job.log.record(record)
@@ -224,6 +225,7 @@ def _describe_epoch(record: Record) -> str:
     parts = [f"epoch {record['epoch']}"]
     if "train_loss" in record:
         parts.append(f"loss {record['train_loss']:.4f}")
+    if "train_seconds" in record:
         parts.append(f"{record['train_seconds']:.1f} s  {record['images_per_second']:.1f} img/s")
     return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
 

@@ -237,7 +237,6 @@ def test_folder_without_a_configuration(tmp_path):
         b'{"sead": 3}',
         b'{"data": {"rot": "/data"}}',
         b'{"data": 3}',
-        b'{"evaluation": {"recall_at": 1}}',
     ],
 )
 def test_configuration_that_cannot_be_read(content, tmp_path):
