@@ -40,8 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "optim.learning_rate": (0, math.inf),
     "optim.proxy_learning_rate": (0, math.inf),
     "optim.decay_per_epoch": (TINY, 1),
-    "optim.beta1": (0, 1),
-    "optim.beta2": (0, 1),
+    "optim.beta1": (0, 0.999999),
+    "optim.beta2": (0, 0.999999),
     "optim.epsilon": (TINY, math.inf),
     "evaluation.batch_size": COUNT,
     "evaluation.kmeans_restarts": COUNT,
@@ -174,7 +174,9 @@ def _faults(config: TrainConfig) -> Iterator[str]:
     fields = flatten(config)
     for name, (lowest, highest) in RANGES.items():
         if not lowest <= fields[name] <= highest:
-            yield f"{name} is {fields[name]}; it must be from {lowest:g} to {highest:g}."
+            least = "above 0" if lowest == TINY else f"at least {lowest:g}"
+            most = f" and at most {highest:g}" if highest < math.inf else ""
+            yield f"{name} is {fields[name]}; it must be {least}{most}."
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:

@@ -26,10 +26,11 @@ class MetricLog:
             file.write(text + "\n")
 
     def records(self) -> list[Record]:
-        """The records written so far, oldest first."""
+        """The records written so far, oldest first. A last one that was cut short in writing does not count."""
         if not self._records.exists():
             return []
-        return [json.loads(line) for line in self._records.read_text().splitlines()]
+        lines = self._records.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def record(self, record: Record) -> None:
         """Appends a record to `metrics.jsonl`."""

@@ -6,6 +6,7 @@ import pathlib
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
+from proxynca_jax.weights import replace_file
 
 # A run may go on for longer, elsewhere or with more threads: its steps stay the same.
 FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.threads", "log_every_steps"})
@@ -42,9 +43,8 @@ def open_run(run: pathlib.Path, config: TrainConfig) -> None:
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.py").write_text(CONFIG_PY)
-    (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    replace_file(run / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+    replace_file(run / "config.py", CONFIG_PY.encode())
 
 
 def read_config(run: pathlib.Path) -> TrainConfig:
@@ -62,10 +62,11 @@ def read_config(run: pathlib.Path) -> TrainConfig:
         for name, value in json.loads(path.read_text()).items():
             group = getattr(config, name)
             if dataclasses.is_dataclass(group):  # JSON knows lists only, a configuration tuples only
-                value = type(group)(**{key: tuple(x) if isinstance(x, list) else x for key, x in value.items()})
+                fields = {key: tuple(x) if isinstance(getattr(group, key), tuple) else x for key, x in value.items()}
+                value = type(group)(**fields)
             setattr(config, name, value)
     except OSError as error:
         raise UserError(f"{run} is not the folder of a run: {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not a configuration that this version can read: {error}") from error
     return config

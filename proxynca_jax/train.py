@@ -241,18 +241,15 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
             raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
     try:
-        rest = app.parse_flags_with_usage(arguments)
-    except (OSError, ImportError, SyntaxError, NameError, TypeError, AttributeError) as error:
+        rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(str(error).strip().splitlines()[-1]) from error  # above it, the traceback of a config file
+    except (OSError, ImportError, SyntaxError, NameError, AttributeError) as error:
         raise UserError(f"--config cannot be read: {error}") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not an option; options start with --, as in --config configs/glyphs.py.")
     if not isinstance(_CONFIG.value, TrainConfig):
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(
-            "--config is missing; pass one, as in --config configs/glyphs.py."
-            if path is None
-            else f"--config {path} is not a file with a get_config() that returns a TrainConfig."
-        )
+        raise UserError("--config needs a file whose get_config() gives a TrainConfig: --config configs/glyphs.py.")
     return rest
 
 

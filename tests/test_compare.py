@@ -294,5 +294,5 @@ def test_a_folder_that_is_no_run(tmp_path: Path):
     assert f"{tmp_path} is not the folder of a run" in error_of(tmp_path)
     run = write_run(tmp_path / "run", flat(1, 20))
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 1, "st')
+        file.write('{"epoch": 1, "st\n')
     assert "metrics.jsonl is damaged" in error_of(run)

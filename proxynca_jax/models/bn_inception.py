@@ -104,7 +104,7 @@ def convolve(
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
     side, height = kernel.shape[0], x.shape[1]
     if side == 1:
-        return _contract(x, kernel[0, 0])
+        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     if height > SMALL_MAP:
         return _convolve(x, kernel, stride)
     # On small maps XLA's convolutions for CPUs, above all their gradients, are several times slower than one matrix
@@ -139,10 +139,9 @@ def _contract(x: Array, matrix: Array) -> Array:
 
 def _max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
     """3x3 maximum. Stride 2 rounds sizes up without padding on the left (ceil mode); stride 1 keeps them."""
-    pads = [(1, 1) if stride == 1 else (0, 1 - size % 2) for size in x.shape[1:3]]
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), *pads, (0, 0)]
-    )
+    pad = (1, 1) if stride == 1 else (0, 1)
+    pads = [(0, 0), pad, pad, (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
 
 
 def _average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
@@ -232,7 +231,7 @@ class BNInception(nnx.Module):
 def invalid_image_size(size: int) -> str:
     """The error message for an image size on which the network does not close."""
     below = max((s for s in range(size) if is_valid_image_size(s)), default=None)
-    above = next(s for s in range(max(size, 0) + 1, size + 99999) if is_valid_image_size(s))
+    above = next(s for s in range(max(size, 0) + 1, max(size, 0) + 99) if is_valid_image_size(s))
     near = " or ".join(str(s) for s in (below, above) if s is not None)
     return (
         f"image size {size} does not fit BN-Inception: the inputs of blocks 3c and 4e must have even sides. "
