@@ -24,6 +24,6 @@ def get_config() -> TrainConfig:
         ),
         model=ModelConfig(batch_norm_momentum=0.9),
         loss=LossConfig(label_smoothing=0.0),
-        optim=OptimConfig(epochs=18, learning_rate=0.002, proxy_learning_rate=0.1, decay_per_epoch=0.88, epsilon=0.01),
+        optim=OptimConfig(epochs=18, learning_rate=0.002, proxy_learning_rate=0.1, decay_per_epoch=0.92, epsilon=0.01),
         evaluation=EvaluationConfig(batch_size=256, kmeans_restarts=1),
     )

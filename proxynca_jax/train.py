@@ -121,7 +121,8 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
         if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
             network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
             record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
-            record |= score(embed(job.embed_step, *network, job.test_split, config), job.test_split.labels, config)
+            embeddings = embed(job.embed_step, *network, job.test_split, config, check)
+            record |= score(embeddings, job.test_split.labels, config)
             log.record(record)
             log.line(f"test classes, at that epoch  {describe_scores(record)}")
 

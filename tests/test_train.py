@@ -7,9 +7,12 @@ import signal
 import jax
 import numpy as np
 import pytest
+import torch
 import trees
 
-from proxynca_jax import metric_log, steps, train
+from convert import __main__ as command
+from convert.torch_network import from_state_dict
+from proxynca_jax import metric_log, steps, train, weights
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.errors import UserError
@@ -141,6 +144,31 @@ def test_the_validation_protocol_scores_the_test_classes_once(tmp_path):
     assert test["split"] == "test"
     best = max(validation, key=lambda record: record["recall_at_1"])
     assert (test["epoch"], test["step"]) == (best["epoch"], best["step"])
+
+
+def test_a_run_serves_in_pytorch(whole, tmp_path, capsys):
+    command.main(["--to-torch", str(whole), str(tmp_path / "out.pt")])
+    assert "strict=True" in capsys.readouterr().out
+    network = from_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+    graph, *fresh = steps.init_network(ModelConfig(), np.random.default_rng(1))
+    with Checkpoints(whole) as checkpoints:
+        ours = checkpoints.restore_network("best", *fresh)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        *_, (_, embeddings) = network.eval().stages(torch.tensor(images))
+    np.testing.assert_allclose(embeddings, steps.make_embed_step(graph)(*ours, images), atol=2e-6)
+
+
+def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
+    fresh = steps.init_network(ModelConfig(), np.random.default_rng(5))[1:]
+    leaves = weights.flatten(dict(zip(("params", "batch_stats"), fresh, strict=True)))
+    weights.write(tmp_path / "start.safetensors", {name: np.asarray(leaf) for name, leaf in leaves.items()}, source={})
+    config = small(root)
+    config.model.weights = str(tmp_path / "start.safetensors")
+    _, state = train._prepare(config, tmp_path / "run")
+    assert f"starting from the weights in {config.model.weights}" in capsys.readouterr().out
+    for ours, theirs in zip(jax.tree.leaves(state.params["network"]), jax.tree.leaves(fresh[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_programs_compile_once_and_nothing_waits_for_the_host():
