@@ -26,8 +26,9 @@ from ml_collections import config_flags
 from proxynca_jax import steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig, flatten
-from proxynca_jax.data.datasets import Split, divide, load_splits, random_classes
+from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores

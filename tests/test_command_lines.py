@@ -8,7 +8,7 @@ import sys
 import pytest
 import trees
 
-from proxynca_jax.data import datasets
+from proxynca_jax.data.split import PUBLISHED_COUNTS
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_the_whole_network_trains_on_every_layout(dataset, tmp_path, environment
     result = run(*command, environment=environment)
     assert result.returncode == 0, result.stderr
     assert "starting from random weights" in result.stdout
-    assert f"{datasets.PUBLISHED_COUNTS[dataset][0]:,}" in result.stderr  # the warning that the tree is a small one
+    assert f"{PUBLISHED_COUNTS[dataset][0]:,}" in result.stderr  # the warning that the tree is a small one
     last = result.stdout.splitlines()[-2]
     again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest", environment=environment)
     assert again.returncode == 0, again.stderr

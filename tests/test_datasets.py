@@ -9,7 +9,8 @@ import trees
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data import datasets
-from proxynca_jax.data.datasets import Split, load_splits
+from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError
 
 CLASSES, IMAGES_PER_CLASS = 6, 3

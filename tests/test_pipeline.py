@@ -12,7 +12,6 @@ import PIL.Image
 import pytest
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import Split
 from proxynca_jax.data.pipeline import (
     Batch,
     evaluation_batches,
@@ -20,6 +19,7 @@ from proxynca_jax.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
+from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError
 
 CONFIG = DataConfig(image_size=32, resize_size=32, threads=3)

@@ -9,8 +9,8 @@ import pytest
 import trees
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data import datasets
 from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.split import PUBLISHED_COUNTS
 from proxynca_jax.errors import UserError
 
 CLASSES, IMAGES_PER_CLASS = 6, 3
@@ -22,7 +22,7 @@ ORIGINS = {"cars196": "cars", "caltech_birds2011": "cub", "stanford_online_produ
 def test_classes_are_divided_as_in_the_original(monkeypatch, tmp_path: Path, dataset: str, root: str):
     version = trees.draw_tfds(tmp_path, dataset, CLASSES, IMAGES_PER_CLASS)
     half = CLASSES // 2 * IMAGES_PER_CLASS
-    monkeypatch.setitem(datasets.PUBLISHED_COUNTS, ORIGINS[dataset], (half, half))
+    monkeypatch.setitem(PUBLISHED_COUNTS, ORIGINS[dataset], (half, half))
     train, evaluation = load_splits(
         DataConfig(dataset="tfds", root=str(version if root == "version" else version.parent))
     )

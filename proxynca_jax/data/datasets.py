@@ -3,20 +3,16 @@
 Images are listed here and read one by one when they are asked for; `transforms` decodes them.
 """
 
-import dataclasses
-import itertools
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool
 
 from proxynca_jax.config import DATASETS, DataConfig
-from proxynca_jax.data import annotations
+from proxynca_jax.data import annotations, glyphs, tfds_images
+from proxynca_jax.data.split import Split, divide, random_classes, second_half, warn_about_counts
 from proxynca_jax.errors import UserError, nearest
-
-Image = bytes | np.ndarray  # an encoded file's content, or decoded uint8 RGB (H, W, 3)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -25,22 +21,9 @@ LAYOUTS = {
     "cars": annotations.CARS_LAYOUT,
     "sop": annotations.SOP_LAYOUT,
     "folder": f"A folder data set is one folder per class, with images ({' '.join(sorted(IMAGE_SUFFIXES))}) in each.",
-    "tfds": "A tfds data set is a directory that TensorFlow Datasets prepared, where TensorFlow is installed, with "
-    "`tfds build cars196 --file_format=array_record` (or caltech_birds2011, stanford_online_products): "
-    "<data_dir>/cars196/<version>.",
+    "tfds": tfds_images.LAYOUT,
 }
 ARCHIVE_FOLDERS = {"cub": "CUB_200_2011", "cars": "stanford_cars", "sop": "Stanford_Online_Products"}
-PUBLISHED_COUNTS = {"cub": (5_864, 5_924), "cars": (8_054, 8_131), "sop": (59_551, 60_502)}  # training, evaluation
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The images of one side of a class-disjoint split."""
-
-    images: Sequence[Image]  # N, read when indexed
-    names: Sequence[str]  # N, a path or an id each: for errors and embedding files
-    labels: Int32[np.ndarray, " N"]  # 0 .. C-1
-    class_names: tuple[str, ...]  # C
 
 
 class FileImages(Sequence[bytes]):
@@ -62,20 +45,6 @@ class FileImages(Sequence[bytes]):
             raise UserError(message) from error
 
 
-class _SelectedImages(Sequence[Image]):
-    """Some rows of `images`, none of them read before it is indexed."""
-
-    def __init__(self, images: Sequence[Image], rows: np.ndarray):
-        self.images = images
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.images[int(self.rows[index])]
-
-
 def load_splits(config: DataConfig) -> tuple[Split, Split]:
     """Finds the images of a data set and divides them by class.
 
@@ -95,14 +64,10 @@ def load_splits(config: DataConfig) -> tuple[Split, Split]:
     if dataset not in DATASETS:
         raise UserError(f"data.dataset is {dataset!r}, which is no known data set: {nearest(dataset, DATASETS)}")
     if dataset == "glyphs":
-        from proxynca_jax.data import glyphs  # not above: it imports Split from here
-
         whole = glyphs.draw_all()
         return divide(whole, random_classes(len(whole.class_names), config.eval_fraction, config.split_seed))
     root = _find_root(config)
     if dataset == "tfds":
-        from proxynca_jax.data import tfds_images  # not above: it imports Split from here
-
         return tfds_images.load_splits(root)
     if dataset == "folder":
         whole = _read_class_folders(root, LAYOUTS["folder"])
@@ -119,69 +84,6 @@ def load_splits(config: DataConfig) -> tuple[Split, Split]:
     splits = divide(whole, evaluation)
     warn_about_counts(dataset, splits)
     return splits
-
-
-def divide(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> tuple[Split, Split]:
-    """Divides a data set by class and numbers the classes of each side from 0.
-
-    Args:
-        whole: Every image of every class.
-        evaluation: Shape (C,), true for the classes to evaluate on.
-
-    Returns:
-        The training split and the evaluation split, images and classes in their old order.
-
-    Raises:
-        UserError: If a class has no image, or a side fewer than two classes.
-    """
-    counts = np.bincount(whole.labels, minlength=len(whole.class_names))
-    empty = list(itertools.compress(whole.class_names, counts == 0))
-    if empty:
-        raise UserError(
-            f"{len(empty)} of {len(counts)} classes have no image, the first is {empty[0]!r}. Every class needs at "
-            "least one: remove the class, or extract the data set again if its images should be there."
-        )
-    for side, chosen in ("training", ~evaluation), ("evaluation", evaluation):
-        if chosen.sum() < 2:
-            raise UserError(
-                f"{chosen.sum()} of {len(chosen)} classes are for {side}; training and evaluation need at least 2 "
-                "each. Add classes, or divide a folder's differently with data.eval_fraction or data.eval_classes_file."
-            )
-    return _select(whole, ~evaluation), _select(whole, evaluation)
-
-
-def _select(whole: Split, chosen: Bool[np.ndarray, " C"]) -> Split:
-    rows = np.flatnonzero(chosen[whole.labels])
-    new_label = np.cumsum(chosen, dtype=np.int32) - 1
-    return Split(
-        images=_SelectedImages(whole.images, rows),
-        names=[whole.names[row] for row in rows.tolist()],
-        labels=new_label[whole.labels[rows]],
-        class_names=tuple(itertools.compress(whole.class_names, chosen)),
-    )
-
-
-def second_half(classes: int) -> Bool[np.ndarray, " C"]:
-    """Marks the classes that the literature evaluates on: of C, the last C - C // 2."""
-    return np.arange(classes) >= classes // 2
-
-
-def random_classes(classes: int, fraction: float, seed: int) -> Bool[np.ndarray, " C"]:
-    """Marks a share of C classes, drawn by seed."""
-    return np.random.default_rng(seed).permutation(classes) < round(fraction * classes)
-
-
-def warn_about_counts(dataset: str, splits: tuple[Split, Split]) -> None:
-    """Warns if the number of images is not the published one of `dataset`, a key of `PUBLISHED_COUNTS`."""
-    found = tuple(len(split.images) for split in splits)
-    published = PUBLISHED_COUNTS[dataset]
-    if found != published:
-        warnings.warn(
-            f"{dataset}: found {found[0]:,} training and {found[1]:,} evaluation images, published are "
-            f"{published[0]:,} and {published[1]:,}, so scores will not compare with published ones. Likely "
-            "causes: an incomplete extraction, files added to the folders, or another version of the data set.",
-            stacklevel=3,
-        )
 
 
 def _find_root(config: DataConfig) -> Path:

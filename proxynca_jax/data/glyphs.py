@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from proxynca_jax.data.datasets import Split
+from proxynca_jax.data.split import Split
 
 SIDE = 64  # pixels, of a drawn image
 FACES = (

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import Split
+from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import decode, eval_transform, train_transform
 from proxynca_jax.errors import UserError
 

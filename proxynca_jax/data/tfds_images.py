@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from proxynca_jax.data.datasets import LAYOUTS, Split, divide, second_half, warn_about_counts
+from proxynca_jax.data.split import Split, divide, second_half, warn_about_counts
 from proxynca_jax.errors import UserError, nearest
 
+LAYOUT = (
+    "A tfds data set is a directory that TensorFlow Datasets prepared, where TensorFlow is installed, with "
+    "`tfds build cars196 --file_format=array_record` (or caltech_birds2011, stanford_online_products): "
+    "<data_dir>/cars196/<version>."
+)
 LABELS_AND_ORIGINS = {  # the feature that holds the class, and the data set by our name
     "cars196": ("label", "cars"),
     "caltech_birds2011": ("label", "cub"),
@@ -77,7 +82,7 @@ def load_splits(root: Path) -> tuple[Split, Split]:
 def _version_directory(root: Path) -> Path:
     candidates = [path for path in (root, *sorted(root.iterdir())) if (path / "dataset_info.json").is_file()]
     if not candidates:
-        raise UserError(f"{root} and its folders hold no dataset_info.json. {LAYOUTS['tfds']}")
+        raise UserError(f"{root} and its folders hold no dataset_info.json. {LAYOUT}")
     if len(candidates) > 1:
         raise UserError(f"{root} holds several versions: make data.root one of {', '.join(map(str, candidates))}.")
     return candidates[0]
@@ -89,10 +94,8 @@ def _require_readable(builder: Any, root: Path) -> None:
         raise UserError(f"{root} holds the data set {builder.name!r}, which is not supported: {valid}")
     file_format = builder.info.file_format.value
     if file_format != "array_record":
-        raise UserError(f"{root} was prepared as {file_format}; required is array_record. {LAYOUTS['tfds']}")
+        raise UserError(f"{root} was prepared as {file_format}; required is array_record. {LAYOUT}")
     shards = [Path(path) for split in ("train", "test") for path in builder.info.splits[split].filepaths]
     missing = [path for path in shards if not path.exists()]
     if missing:
-        raise UserError(
-            f"{len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. {LAYOUTS['tfds']}"
-        )
+        raise UserError(f"{len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. {LAYOUT}")

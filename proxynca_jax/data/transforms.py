@@ -13,7 +13,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import Image
+from proxynca_jax.data.split import Image
 from proxynca_jax.errors import UserError
 
 CROP_TRIES = 10
