@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 
+import jax.numpy as jnp
 import optax
 
 from proxynca_jax.config import OptimConfig
@@ -10,7 +11,7 @@ from proxynca_jax.config import OptimConfig
 def learning_rate_schedule(initial: float, *, decay_per_epoch: float, steps_per_epoch: int) -> optax.Schedule:
     """Step to learning rate: `initial`, multiplied by `decay_per_epoch` after each epoch of `steps_per_epoch`."""
     # Not optax.exponential_decay: its division in float32 starts some epochs a step late.
-    return lambda step: initial * decay_per_epoch ** (step // steps_per_epoch)
+    return lambda step: initial * decay_per_epoch ** jnp.floor_divide(step, steps_per_epoch)
 
 
 def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:

@@ -10,7 +10,7 @@ import trees
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data import datasets
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.split import Split
+from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
 from proxynca_jax.errors import UserError
 
 CLASSES, IMAGES_PER_CLASS = 6, 3
@@ -57,7 +57,8 @@ def check_halves(train: Split, evaluation: Split) -> None:
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the drawn trees' counts the published ones, so that any warning fails the test."""
     half = CLASSES // 2 * IMAGES_PER_CLASS
-    monkeypatch.setattr(datasets, "PUBLISHED_COUNTS", dict.fromkeys(("cub", "cars", "sop"), (half, half)))
+    for dataset in ("cub", "cars", "sop"):
+        monkeypatch.setitem(PUBLISHED_COUNTS, dataset, (half, half))
 
 
 @pytest.mark.usefixtures("published")
