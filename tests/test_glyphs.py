@@ -33,8 +33,8 @@ def test_a_class_is_a_character_and_an_instance_is_a_typeface(splits):
 
 def test_the_same_images_on_every_machine(splits):
     """Their colours, sizes and places; another version of FreeType may round an edge differently."""
-    means = np.array([image.mean((0, 1)) for image in splits[0].images[:3]])
-    np.testing.assert_allclose(means, [[0.0, 0.0, 0.0]] * 3, atol=0.5)
+    means = [np.asarray(splits[0].images[row]).mean((0, 1)) for row in range(3)]
+    np.testing.assert_allclose(means, [[234.6, 180.4, 213.6], [164.2, 190.1, 147.1], [229.2, 164.2, 191.6]], atol=0.5)
 
 
 def test_fraction_and_seed_choose_the_evaluation_characters():
@@ -72,4 +72,4 @@ def test_no_two_characters_look_alike():
 def test_raw_pixels_retrieve_few_unseen_characters(splits):
     pixels = np.stack([image.ravel() for image in splits[1].images]).astype(np.float32)
     recall = recall_at_k(ranks(pixels, splits[1].labels), [1])["recall_at_1"]
-    assert recall == pytest.approx(0.287, abs=0.005)
+    assert recall == pytest.approx(0.300, abs=0.005)
