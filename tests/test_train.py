@@ -5,10 +5,12 @@ import pathlib
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import trees
+from flax import nnx
 
 from convert import __main__ as command
 from convert.torch_network import from_state_dict
@@ -17,10 +19,29 @@ from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
+from proxynca_jax.models.bn_inception import BatchNorm
+from proxynca_jax.models.embedder import normalise, unit_vectors
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.run_folder import open_run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
+
+
+class TinyEmbedder(nnx.Module):
+    """Stands in for the network where the loop around it is looked at: it compiles in a second."""
+
+    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, rng: np.random.Generator):
+        self.norm = BatchNorm(3, momentum=batch_norm_momentum)
+        self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        colours = self.norm(normalise(images), train=train).mean((1, 2))
+        return unit_vectors(colours @ self.kernel[...])
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(steps, "Embedder", TinyEmbedder)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +52,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def small(root: pathlib.Path, **optim) -> TrainConfig:
-    """Two epochs of three steps of the whole network on 32 pixels."""
+    """Two epochs of three steps on 32 pixels."""
     return TrainConfig(
         log_every_steps=2,
         data=DataConfig(dataset="folder", root=str(root), image_size=32, resize_size=32, crop_area_min=0.5, threads=2),
         model=ModelConfig(batch_norm_momentum=0.9),
-        optim=OptimConfig(**{"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3, "epsilon": 1e-2} | optim),
+        optim=OptimConfig(
+            **{"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3, "proxy_learning_rate": 0.01, "epsilon": 0.1}
+            | optim
+        ),
         evaluation=EvaluationConfig(batch_size=16, recall_at=(1, 2), kmeans_restarts=1),
     )
 
@@ -52,10 +76,12 @@ def timeless(run: pathlib.Path) -> list[metric_log.Record]:
 
 
 @pytest.fixture(scope="module")
-def whole(root, tmp_path_factory, compiled_once) -> pathlib.Path:
+def whole(root, tmp_path_factory) -> pathlib.Path:
     """A run that nothing interrupts."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    train.train(small(root), run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "Embedder", TinyEmbedder)
+        train.train(small(root), run)
     return run
 
 
@@ -77,6 +103,7 @@ def test_a_run_leaves_records_log_and_states(whole):
 
 # A batch at a time: 2 of embedding, 3 of training, 2, 3 and 2.
 @pytest.mark.parametrize("stop_after", [2 + 3 + 2 + 1, 2 + 3 + 2 + 3 + 1], ids=["in an epoch", "while evaluating"])
+@pytest.mark.usefixtures("tiny")
 def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypatch, stop_after):
     seen = 0
     advance = metric_log.Progress.advance
@@ -106,6 +133,7 @@ def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypa
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):
     run = tmp_path / "longer"
     train.train(small(root, epochs=1), run)
@@ -113,6 +141,7 @@ def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):
     assert timeless(run) == timeless(whole)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_diverging_keeps_what_was_saved(root, tmp_path):
     with pytest.raises(UserError, match=r"the loss is nan at step \d.*learning rates \(now 1e\+30"):
         train.train(small(root, learning_rate=1e30), tmp_path / "run")
@@ -121,6 +150,7 @@ def test_diverging_keeps_what_was_saved(root, tmp_path):
         assert checkpoints.latest_step() == 0
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_truncated_image_is_named_and_nothing_is_lost(root, tmp_path):
     trees.draw_folder(tmp_path / "tree", classes=4, images_per_class=13)
     config = small(tmp_path / "tree", epochs=1)
@@ -134,6 +164,7 @@ def test_a_truncated_image_is_named_and_nothing_is_lost(root, tmp_path):
         assert checkpoints.latest_step() == EPOCH_STEPS
 
 
+@pytest.mark.usefixtures("tiny")
 def test_the_validation_protocol_scores_the_test_classes_once(tmp_path):
     trees.draw_folder(tmp_path / "tree", classes=8, images_per_class=7)
     config = small(tmp_path / "tree")
@@ -146,17 +177,21 @@ def test_the_validation_protocol_scores_the_test_classes_once(tmp_path):
     assert (test["epoch"], test["step"]) == (best["epoch"], best["step"])
 
 
-def test_a_run_serves_in_pytorch(whole, tmp_path, capsys):
-    command.main(["--to-torch", str(whole), str(tmp_path / "out.pt")])
+def test_a_run_serves_in_pytorch(root, tmp_path, capsys):
+    run = tmp_path / "run"
+    optimizer = make_optimizer(OptimConfig(), steps_per_epoch=EPOCH_STEPS)
+    graph, state = steps.init_state(ModelConfig(), optimizer, classes=2, seed=0)
+    open_run(run, small(root))
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save("best", 0, state)
+    command.main(["--to-torch", str(run), str(tmp_path / "out.pt")])
     assert "strict=True" in capsys.readouterr().out
-    network = from_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
-    graph, *fresh = steps.init_network(ModelConfig(), np.random.default_rng(1))
-    with Checkpoints(whole) as checkpoints:
-        ours = checkpoints.restore_network("best", *fresh)
+    network = from_state_dict(torch.load(tmp_path / "out.pt", weights_only=True)).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     with torch.no_grad():
-        *_, (_, embeddings) = network.eval().stages(torch.tensor(images))
-    np.testing.assert_allclose(embeddings, steps.make_embed_step(graph)(*ours, images), atol=2e-6)
+        *_, (_, theirs) = network.stages(torch.tensor(images))
+    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, images)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
