@@ -4,6 +4,17 @@
 
 The images are glyphs at 227 pixels through our pipeline; both learning rates fall every ten steps. A third run is
 PyTorch's in float64: what PyTorch itself loses to float32 is the yardstick for the distance between the two.
+
+Measured over 20 steps, losses from 8 to 19, on a 2-core AMD EPYC, jax 0.10.2, torch 2.13.0:
+
+    setting                    at step 1           median              largest
+    cub   ours - PyTorch       3.5e-05             4.4e-03             1.2e-02
+          PyTorch - float64    3.6e-05             4.4e-03             2.2e-02
+    sop   ours - PyTorch       7.2e-05             4.0e-03             1.2e-02
+          PyTorch - float64    7.3e-05             3.2e-03             2.0e-02
+
+The two agree as well as PyTorch agrees with itself in float64. From the second step on the distance is a hundred times
+that of the first: the stem's gradients are badly conditioned in float32, and the first update carries it on.
 """
 
 import argparse
@@ -84,6 +95,7 @@ def draw(path: str, losses: dict[str, np.ndarray], title: str) -> None:
         above.plot(step, values, style, label=name)
     below.semilogy(step, np.abs(ours - single), label="ours − PyTorch float32")
     below.semilogy(step, np.abs(single - double), ":", label="PyTorch float32 − float64")
+    below.xaxis.get_major_locator().set_params(integer=True)
     above.set(title=title, ylabel="loss")
     below.set(xlabel="step", ylabel="distance of the losses")
     for axes in (above, below):

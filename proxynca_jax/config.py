@@ -16,6 +16,7 @@ from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_
 
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
+KMEANS = ("scikit-learn", "device")
 # "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
 # "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
 PROTOCOLS = ("reference", "validation")
@@ -108,6 +109,7 @@ class EvaluationConfig:
     recall_at: tuple[int, ...] = (1, 2, 4, 8)  # the K of Recall@K
     nmi: bool = True  # cluster the embeddings and report normalised mutual information
     nmi_average: str = "arithmetic"  # one of NMI_AVERAGES: the mean of the two entropies that NMI divides by
+    kmeans: str = "scikit-learn"  # one of KMEANS, for NMI: the field's yardstick, or ours on the device
     kmeans_restarts: int = 10  # k-means runs, of which the one of lowest inertia counts
     protocol: str = "reference"  # one of PROTOCOLS
     validation_fraction: float = 0.2  # validation protocol: the share of the training classes held out for it
@@ -162,6 +164,8 @@ def _faults(config: TrainConfig) -> Iterator[str]:
         yield f"data.crop_area_min and crop_area_max are {limits}; they must be above 0, at most 1 and in order."
     if evaluation.nmi_average not in NMI_AVERAGES:
         yield f"evaluation.nmi_average is {evaluation.nmi_average!r}: {nearest(evaluation.nmi_average, NMI_AVERAGES)}"
+    if evaluation.kmeans not in KMEANS:
+        yield f"evaluation.kmeans is {evaluation.kmeans!r}: {nearest(evaluation.kmeans, KMEANS)}"
     if evaluation.protocol not in PROTOCOLS:
         yield f"evaluation.protocol is {evaluation.protocol!r}: {nearest(evaluation.protocol, PROTOCOLS)}"
     if not evaluation.recall_at or min(evaluation.recall_at) < 1:

@@ -1,41 +1,129 @@
-"""Scores a run's checkpoint again on its evaluation classes.
+"""Scores a run, or embeddings that anyone made, and prints a metric card: each score with all that it depends on.
 
     python -m proxynca_jax.evaluate --run runs/cars [--checkpoint latest]
+    python -m proxynca_jax.evaluate --embeddings test.parquet
+    python -m proxynca_jax.evaluate --embeddings queries.npz --gallery gallery.npz --recall_at 1 10 100 --no-nmi
 
-The network, the images and the seeds are those of the training run, and so are the numbers.
+A run is scored on its evaluation classes. The network, the images, the settings and the seeds are those of training,
+and so are the numbers. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`),
+with labels that are integers or strings. Every image looks for the others of its class, or for those of the gallery.
 """
 
+import argparse
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
+from jaxtyping import Float, Int
 
-from proxynca_jax import steps
-from proxynca_jax.checkpoint import KINDS, Checkpoints
+from proxynca_jax.checkpoint import KINDS
+from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.errors import exit_on_user_error
+from proxynca_jax.embedding_files import read_embeddings
+from proxynca_jax.errors import UserError, exit_on_user_error
+from proxynca_jax.metric_card import metric_card
 from proxynca_jax.metric_log import describe_scores
-from proxynca_jax.run_folder import read_config
-from proxynca_jax.scoring import embed, score
+from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
+from proxynca_jax.scoring import embed, load_network, score, score_at_r
 
-_RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=True)
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", KINDS, "Which of the run's states.")
+SETTINGS = (
+    "recall_at",
+    "nmi",
+    "nmi_average",
+    "kmeans",
+    "kmeans_restarts",
+)  # fields of EvaluationConfig that are options here
 
 
-def main(_arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: of the command line; by default the program's own.
+    """
+    options = _parse(arguments)
     with exit_on_user_error():
-        run = pathlib.Path(_RUN.value)
-        config = read_config(run)
-        _, split = load_splits(config.data)
-        graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(config.seed))
-        with Checkpoints(run) as checkpoints:
-            network, batch_stats = checkpoints.restore_network(_CHECKPOINT.value, network, batch_stats)
-            step = checkpoints.latest_step(_CHECKPOINT.value)
-        embeddings = embed(steps.make_embed_step(graph), network, batch_stats, split, config)
-        record = score(embeddings, split.labels, config)
-        print(f"{run}  {_CHECKPOINT.value} checkpoint, step {step}  {describe_scores(record)}")
+        if options.run:
+            kind = options.checkpoint or "best"
+            network, config, step = load_network(options.run, kind)
+            _, split = load_splits(config.data)
+            embeddings, labels, gallery = embed(*network, split, config), split.labels, None
+            title = f"{options.run}  {kind} checkpoint, step {step}"
+        else:
+            config = TrainConfig()
+            embeddings, labels, gallery = _read(options.embeddings, options.gallery)
+            title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
+        _override(config, options)
+        search = {"gallery": gallery, "distance": options.distance}
+        scores = score(embeddings, labels, config, **search)
+        print(f"{title}  {describe_scores(scores)}\n", flush=True)
+        scores |= score_at_r(embeddings, labels, **search)
+        print(metric_card(scores, embeddings, labels, config, **search))
+
+
+def _read(
+    path: pathlib.Path, gallery_path: pathlib.Path | None
+) -> tuple[Float[np.ndarray, "images dim"], Int[np.ndarray, " images"], LabelledVectors | None]:
+    """Reads queries and gallery, and numbers their classes."""
+    embeddings, labels = read_embeddings(path)
+    if gallery_path is None:
+        return embeddings, np.unique(labels, return_inverse=True)[1], None
+    others, other_labels = read_embeddings(gallery_path)
+    for what, ours, theirs in (
+        ("dimensions", embeddings.shape[1], others.shape[1]),
+        ("kind of labels", *("text" if found.dtype.kind == "U" else "integers" for found in (labels, other_labels))),
+    ):
+        if ours != theirs:
+            raise UserError(f"{path} and {gallery_path} differ in {what}, {ours} and {theirs}; both need the same.")
+    _, classes = np.unique(np.concatenate([labels, other_labels]), return_inverse=True)
+    return embeddings, classes[: len(labels)], (others, classes[len(labels) :])
+
+
+def _override(config: TrainConfig, options: argparse.Namespace) -> None:
+    """Puts what the command line says in place of what the run or the defaults say."""
+    for name in SETTINGS:
+        if (value := getattr(options, name)) is not None:
+            setattr(config.evaluation, name, tuple(value) if isinstance(value, list) else value)
+    if options.seed is not None:
+        config.seed = options.seed
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    summary, *_ = str(__doc__).splitlines()
+    parser = argparse.ArgumentParser(prog="python -m proxynca_jax.evaluate", description=summary)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=pathlib.Path, help="the folder of a training run")
+    source.add_argument("--embeddings", type=pathlib.Path, metavar="FILE", help=".npz or .parquet")
+    parser.add_argument("--checkpoint", choices=KINDS, help="with --run: which of its states (default: best)")
+    parser.add_argument("--gallery", type=pathlib.Path, metavar="FILE", help="with --embeddings: what to search in")
+    parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
+    settings = parser.add_argument_group("settings", "by default those of the run, or of training")
+    settings.add_argument("--recall_at", type=_integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
+    settings.add_argument("--nmi", action=argparse.BooleanOptionalAction, help="whether to cluster for NMI")
+    settings.add_argument("--nmi_average", choices=NMI_AVERAGES, help="the mean of the entropies")
+    settings.add_argument("--kmeans", choices=KMEANS, help="whose k-means, for NMI")
+    settings.add_argument("--kmeans_restarts", type=_integer(COUNT), metavar="N", help="k-means runs for NMI")
+    settings.add_argument("--seed", type=_integer(SEEDS), help="of k-means")
+    options = parser.parse_args(arguments)
+    for option, needed in (("checkpoint", "run"), ("gallery", "embeddings")):
+        if getattr(options, option) and not getattr(options, needed):
+            parser.error(f"--{option} goes with --{needed}")
+    return options
+
+
+def _integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
+    lowest, highest = limits
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{value} is not from {lowest} to {highest}")
+        return value
+
+    return integer
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
-    app.run(main)
+    main()

@@ -1,68 +1,159 @@
 """A network and a split become embeddings, and embeddings become scores."""
 
 import contextlib
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int
 
 from proxynca_jax import steps
+from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.data.datasets import Split
 from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device
+from proxynca_jax.data.split import Split
 from proxynca_jax.interrupt import never
 from proxynca_jax.metric_log import Progress, Record
 from proxynca_jax.metrics.clustering import nmi
-from proxynca_jax.metrics.retrieval import ranks, recall_at_k
+from proxynca_jax.metrics.retrieval import LabelledVectors, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.run_folder import read_config
+
+
+class TrainedNetwork(NamedTuple):
+    """What embeds images, first arguments of `embed` and `embed_batches`."""
+
+    embed_step: steps.EmbedStep
+    params: steps.Tree
+    batch_stats: steps.Tree
+
+
+def load_network(run: pathlib.Path, kind: str) -> tuple[TrainedNetwork, TrainConfig, int]:
+    """Reads a run's network.
+
+    Args:
+        run: the run's folder.
+        kind: which of its states, one of `checkpoint.KINDS`.
+
+    Returns:
+        The network, the run's configuration and the step of the state.
+
+    Raises:
+        UserError: if the folder is not that of a run, or holds no such state.
+    """
+    config = read_config(run)
+    graph, params, batch_stats = steps.init_network(config.model, np.random.default_rng(config.seed))
+    with Checkpoints(run) as checkpoints:
+        params, batch_stats = checkpoints.restore_network(kind, params, batch_stats)
+        step = checkpoints.latest_step(kind)
+    assert step is not None  # or there would have been nothing to restore
+    return TrainedNetwork(steps.make_embed_step(graph), params, batch_stats), config, step
+
+
+def embed_batches(
+    embed_step: steps.EmbedStep,
+    params: steps.Tree,
+    batch_stats: steps.Tree,
+    split: Split,
+    config: TrainConfig,
+    check: Callable[[], None] = never,
+) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
+    """Embeds a split, a batch at a time, in memory that does not grow with the number of images.
+
+    Args:
+        embed_step: from `steps.make_embed_step`.
+        params: the embedder's parameters.
+        batch_stats: its running statistics.
+        split: one image or more.
+        config: pixels and batch size.
+        check: called before each batch; raises to stop.
+
+    Returns:
+        The embeddings of `evaluation.batch_size` images after the other, of fewer at the end. Close it to stop early.
+
+    Raises:
+        UserError: while iterating: if an image cannot be decoded.
+    """
+    images, batch_size = len(split.labels), config.evaluation.batch_size
+    batches = prefetch_to_device(evaluation_batches(split, config.data, batch_size=batch_size))
+    computed = None
+    with contextlib.closing(batches), Progress("embedding", images=images) as progress:
+        for batch in batches:
+            check()
+            ahead = embed_step(params, batch_stats, batch["image"])
+            if computed is not None:  # the host takes a batch while the device computes the next
+                yield np.asarray(computed)
+            computed = ahead
+            progress.advance(batch_size)
+        yield np.asarray(computed)[: (images - 1) % batch_size + 1]
 
 
 def embed(
     embed_step: steps.EmbedStep,
-    network: steps.Tree,
+    params: steps.Tree,
     batch_stats: steps.Tree,
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
 ) -> Float[np.ndarray, "images dim"]:
-    """Embeds every image of a split.
-
-    Args:
-        embed_step: from `steps.make_embed_step`.
-        network: the embedder's parameters.
-        batch_stats: its running statistics.
-        split: the images.
-        config: pixels and batch size.
-        check: called before each batch; raises to stop.
-
-    Raises:
-        UserError: if an image cannot be decoded.
-    """
-    images, batch_size = len(split.labels), config.evaluation.batch_size
-    batches = prefetch_to_device(evaluation_batches(split, config.data, batch_size=batch_size))
-    rows = []
-    with contextlib.closing(batches), Progress("embedding", images=images) as progress:
-        for batch in batches:
-            check()
-            rows.append(embed_step(network, batch_stats, batch["image"]))
-            progress.advance(batch_size)
-    return np.concatenate(rows)[:images]
+    """All that `embed_batches` gives for the same arguments, in one array."""
+    with contextlib.closing(embed_batches(embed_step, params, batch_stats, split, config, check)) as batches:
+        return np.concatenate(list(batches))
 
 
 def score(
-    embeddings: Float[np.ndarray, "images dim"], labels: Int32[np.ndarray, " images"], config: TrainConfig
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    config: TrainConfig,
+    *,
+    gallery: LabelledVectors | None = None,
+    distance: str = "cosine",
 ) -> Record:
     """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
 
     Args:
-        embeddings: vectors of length 1.
+        embeddings: one finite vector an image.
         labels: class of each image.
         config: which scores; its seed is that of k-means.
+        gallery: vectors and labels of the images to find, by default the same images. NMI does without.
+        distance: one of `vectors.DISTANCES`. NMI's k-means takes the Euclidean one of the vectors as they are.
+
+    Raises:
+        UserError: if a vector is not finite, or no image has another of its class to find.
     """
     evaluation = config.evaluation
-    recalls = recall_at_k(ranks(embeddings, labels), evaluation.recall_at)
+    recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
     record: Record = {name: 100 * share for name, share in recalls.items()}
     if evaluation.nmi:
         average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
-        share = nmi(embeddings, labels, restarts=restarts, average=average, seed=config.seed)
-        record |= {"nmi": 100 * share, "nmi_average": average, "kmeans_restarts": restarts}
+        kmeans = evaluation.kmeans
+        options = {"restarts": restarts, "average": average, "seed": config.seed, "implementation": kmeans}
+        share = nmi(embeddings, labels, **options)
+        record |= {"nmi": 100 * share, "nmi_average": average, "kmeans": kmeans, "kmeans_restarts": restarts}
     return record
+
+
+def score_at_r(
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    *,
+    gallery: LabelledVectors | None = None,
+    distance: str = "cosine",
+) -> Record:
+    """MAP@R and R-precision, in percent, and `left_out`, the number of images that have nothing to find.
+
+    Args:
+        embeddings: as for `score`.
+        labels: as for `score`.
+        gallery: as for `score`.
+        distance: as for `score`.
+
+    Raises:
+        UserError: as for `score`.
+    """
+    average_precisions, r_precisions = precisions_at_r(embeddings, labels, gallery=gallery, distance=distance)
+    return {
+        "map_at_r": 100 * float(np.nanmean(average_precisions)),
+        "r_precision": 100 * float(np.nanmean(r_precisions)),
+        "left_out": int(np.isnan(r_precisions).sum()),
+    }

@@ -6,15 +6,23 @@ import numpy as np
 import pytest
 
 from proxynca_jax.config import NMI_AVERAGES
-from proxynca_jax.metrics.clustering import nmi
+from proxynca_jax.errors import UserError
+from proxynca_jax.metrics.clustering import IMPLEMENTATIONS, nmi
+
+each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
 def line(*points: float) -> np.ndarray:
     return np.array(points, np.float32)[:, None]
 
 
+def score(embeddings: np.ndarray, labels: np.ndarray, **options) -> float:
+    return nmi(embeddings, labels, **{"restarts": 2, "average": "arithmetic", "seed": 0, **options})
+
+
+@each_implementation
 @pytest.mark.parametrize("average", NMI_AVERAGES)
-def test_nmi_worked_by_hand(average):
+def test_nmi_worked_by_hand(average, implementation):
     # Two clusters of two images; one class has an image of the first, the other has the rest. All in bits.
     label_entropy = -math.log2(1 / 4) / 4 - 3 * math.log2(3 / 4) / 4
     cluster_entropy = 1
@@ -24,32 +32,42 @@ def test_nmi_worked_by_hand(average):
         "arithmetic": (label_entropy + cluster_entropy) / 2,
         "geometric": math.sqrt(label_entropy * cluster_entropy),
     }
-    found = nmi(line(0, 0.1, 9, 9.1), np.array([0, 1, 1, 1]), restarts=2, average=average, seed=0)
+    found = score(line(0, 0.1, 9, 9.1), np.array([0, 1, 1, 1]), average=average, implementation=implementation)
     assert found == pytest.approx(information / mean[average], rel=1e-9)
 
 
-def test_separate_classes_score_one_whatever_their_labels():
+@each_implementation
+def test_separate_classes_score_one_whatever_their_labels(implementation):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 6, 120)
     embeddings = np.eye(6, 8, dtype=np.float32)[classes] + 0.01 * rng.standard_normal((120, 8), np.float32)
     labels = np.array([-3, 4, 90, 17, 2**40, 5])[classes]
-    assert nmi(embeddings, labels, restarts=10, average="arithmetic", seed=0) == pytest.approx(1)
+    assert score(embeddings, labels, restarts=10, implementation=implementation) == pytest.approx(1)
 
 
+@each_implementation
 @pytest.mark.parametrize("average", NMI_AVERAGES)
-def test_coinciding_embeddings_say_nothing_of_the_classes(average):
-    assert nmi(np.ones((6, 3), np.float32), np.arange(6) // 2, restarts=2, average=average, seed=0) == 0
+def test_coinciding_embeddings_say_nothing_of_the_classes(average, implementation):
+    assert score(np.ones((6, 3), np.float32), np.arange(6) // 2, average=average, implementation=implementation) == 0
 
 
-def test_fewer_places_than_classes_still_cluster():
-    assert 0 < nmi(line(0, 0, 9, 9, 9, 9), np.arange(6) // 2, restarts=2, average="arithmetic", seed=0) < 1
+@each_implementation
+def test_fewer_places_than_classes_still_cluster(implementation):
+    assert 0 < score(line(0, 0, 9, 9, 9, 9), np.arange(6) // 2, implementation=implementation) < 1
 
 
-def test_seed_decides_the_clusters():
+@each_implementation
+def test_seed_decides_the_clusters(implementation):
     rng = np.random.default_rng(0)
     embeddings, labels = rng.standard_normal((80, 4), np.float32), rng.integers(0, 8, 80)
     first, second = (
-        [nmi(embeddings, labels, restarts=1, average="arithmetic", seed=s) for s in range(5)] for _ in "ab"
+        [score(embeddings, labels, restarts=1, seed=seed, implementation=implementation) for seed in range(5)]
+        for _ in "ab"
     )
     assert first == second
     assert len(set(first)) > 1
+
+
+def test_unknown_implementation_names_the_valid_ones():
+    with pytest.raises(UserError, match=r"'sklearn'.*did you mean 'scikit-learn'.*device"):
+        score(line(0, 9), np.arange(2), implementation="sklearn")

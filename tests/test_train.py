@@ -91,7 +91,15 @@ def test_a_run_leaves_records_log_and_states(whole):
     assert [record["step"] for record in (first, second, third)] == [0, EPOCH_STEPS, 2 * EPOCH_STEPS]
     assert "train_loss" not in first
     assert third["train_loss"] < second["train_loss"]
-    assert {"recall_at_1", "recall_at_2", "nmi", "nmi_average", "kmeans_restarts", "evaluation_seconds"} <= set(third)
+    assert {
+        "recall_at_1",
+        "recall_at_2",
+        "nmi",
+        "nmi_average",
+        "kmeans",
+        "kmeans_restarts",
+        "evaluation_seconds",
+    } <= set(third)
     log = (whole / "log.txt").read_text()
     assert f"loss {third['train_loss']:.4f}" in log
     assert f"R@1 {third['recall_at_1']:.2f}" in log

@@ -1,0 +1,92 @@
+"""The metric card: scores with what each of them means, and everything that they depend on.
+
+Recall@K and NMI differ between papers by choices that their names do not tell; the card tells them.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+import proxynca_jax
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.metric_log import Record
+from proxynca_jax.metrics.retrieval import LabelledVectors
+
+KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-means"}
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that scores depend on."""
+    packages = ("jax", "numpy", "scikit-learn")
+    return {"proxynca_jax": proxynca_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def metric_card(
+    scores: Record,
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    config: TrainConfig,
+    *,
+    gallery: LabelledVectors | None,
+    distance: str,
+) -> str:
+    """Describes scores.
+
+    Args:
+        scores: from `scoring.score` and `scoring.score_at_r`, for the other arguments.
+        embeddings: as there, and so are the others.
+        labels: class of each image.
+        config: the evaluation's settings and seed.
+        gallery: vectors and labels of the images to find; None: the same images, each without itself.
+        distance: one of `vectors.DISTANCES`.
+
+    Returns:
+        Lines for people.
+    """
+    facts = {
+        "R": "of each image: how many of its class there are to find",
+        **_describe_images(scores, embeddings, labels, gallery),
+        "neighbours": f"exact, by {distance.replace('_', ' ')} distance; R@K ranks the class first among equals",
+        **(_describe_clusters(scores, labels, config) if config.evaluation.nmi else {}),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    rows = [f"{name:<12}{value:6.2f} %  {meaning}" for name, value, meaning in _scores(scores, config)]
+    return "\n".join([*rows, "", *(f"{name:<12}{fact}" for name, fact in facts.items())])
+
+
+def _scores(scores: Record, config: TrainConfig) -> Iterator[tuple[str, float, str]]:
+    """Each score with its meaning; those of MAP@R and R-precision are *A Metric Learning Reality Check*'s, 3.2."""
+    for k in config.evaluation.recall_at:
+        yield f"R@{k}", scores[f"recall_at_{k}"], f"images with one of their class among the {k} nearest"
+    yield "MAP@R", scores["map_at_r"], "precisions at the ranks up to R that hold one of the class, summed, over R"
+    yield "R-precision", scores["r_precision"], "images of the class among the R nearest, over R"
+    if config.evaluation.nmi:
+        mean = f"{scores['nmi_average']} mean"
+        yield "NMI", scores["nmi"], f"mutual information of clusters and classes, over the {mean} of their entropies"
+
+
+def _describe_images(
+    scores: Record,
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    gallery: LabelledVectors | None,
+) -> dict[str, str]:
+    images, dim = embeddings.shape
+    searched = "the same images, each without itself"
+    if gallery is not None:
+        searched = f"{len(gallery[1]):,} others, of {len(np.unique(gallery[1])):,} classes"
+    return {
+        "images": f"{images:,} of {len(np.unique(labels)):,} classes, {dim} dimensions",
+        "gallery": searched,
+        "left out": f"{scores['left_out']:,} of the images, which have none of their class to find; NMI counts them",
+    }
+
+
+def _describe_clusters(scores: Record, labels: Int[np.ndarray, " images"], config: TrainConfig) -> dict[str, str]:
+    clusters = len(np.unique(labels))
+    return {
+        "clusters": f"{clusters:,} of the images, by {KMEANS[scores['kmeans']]} on the embeddings as they are",
+        "k-means": f"lowest inertia of {scores['kmeans_restarts']}, k-means++ and Lloyd, seed {config.seed}",
+    }
