@@ -14,7 +14,7 @@ Measured over 20 steps, losses from 8 to 19, on a 2-core AMD EPYC, jax 0.10.2, t
           PyTorch - float64    7.3e-05             3.2e-03             2.0e-02
 
 The two agree as well as PyTorch agrees with itself in float64. From the second step on the distance is a hundred times
-that of the first: the stem's gradients are badly conditioned in float32, and the first update carries it on.
+that of the first, presumably because the first update carries on the stem's gradients, which float32 conditions badly.
 """
 
 import argparse
