@@ -62,6 +62,10 @@ def test_equals_scikit_learn_from_the_same_centres(points, clusters, dim):
     assert found.inertia == pytest.approx(expected.inertia_, rel=1e-5)
 
 
+def test_point_between_two_centres_goes_to_the_first():
+    assert lloyd(line(0, 1, 2), line(0, 2), max_iterations=0).labels.tolist() == [0, 0, 1]
+
+
 def test_points_far_from_the_origin_keep_their_digits():
     vectors, start = blobs(500, 10, 8), blobs(10, 10, 8)
     near = lloyd(vectors.astype(np.float64), start.astype(np.float64))
@@ -72,7 +76,7 @@ def test_points_far_from_the_origin_keep_their_digits():
 
 def test_centres_without_points_take_the_farthest():
     # All are nearest to 0. The first empty centre takes the farthest of them, the second the next.
-    found = lloyd(line(0, 1, 9, 11), line(0, 100, 200))
+    found = lloyd(line(0, 1, 9, 11), line(0, 100, 200), max_iterations=1)
     np.testing.assert_allclose(found.centres, line(0.5, 11, 9), rtol=1e-6)
     assert found.labels.tolist() == [0, 0, 2, 1]
 
