@@ -10,9 +10,7 @@ Written files tell what made them in JSON under the key `proxynca_jax`, an array
 other.
 """
 
-import contextlib
 import json
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int, Shaped
 
+from proxynca_jax.atomic_file import replacing
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.weights import METADATA_KEY
 
@@ -66,15 +65,8 @@ def write_embeddings(
         UserError: if the file cannot be written.
     """
     write = _write_npz if _check_suffix(path) == ".npz" else _write_parquet
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         write(partial, batches, contents)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def read_embeddings(

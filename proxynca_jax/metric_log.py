@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from proxynca_jax.atomic_file import replace_file
+
 Record = dict[str, Any]  # numbers, and a few names
 
 
@@ -40,9 +42,7 @@ class MetricLog:
     def keep_records_until(self, step: int) -> None:
         """Drops the records of steps after `step`, which a run that continues from `step` will write again."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
-        replacement = self._records.with_suffix(".tmp")
-        replacement.write_text("".join(kept))
-        replacement.replace(self._records)
+        replace_file(self._records, "".join(kept).encode())
 
 
 class Progress:

@@ -4,7 +4,6 @@
 has a use for lies under `torch/`. The preprocessing that the weights expect and their origin travel in the metadata.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +20,7 @@ from flax import traverse_util
 from jaxtyping import Shaped
 
 import proxynca_jax
+from proxynca_jax.atomic_file import replace_file
 from proxynca_jax.errors import UserError
 from proxynca_jax.models.embedder import BN_INCEPTION
 from proxynca_jax.steps import Tree
@@ -60,24 +60,6 @@ def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
         ],
     }
     return [f"{fault} ({len(names)}): {', '.join(names)}" for fault, names in faults.items() if names]
-
-
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, making its folder if need be.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, Shaped[np.ndarray, "..."]], *, source: dict[str, str]) -> None:

@@ -128,6 +128,7 @@ def test_one_run_beside_the_reference(tmp_path: Path, report):
     assert "One run gives no interval: nothing can be said of chance." in words
     assert '"Best epoch" of the reference and these runs alike: the one of highest R@1 on the evaluation' in words
     assert "NMI: arithmetic mean of the entropies, best of 10 k-means runs. The reference took the geometric" in words
+    assert "K-means here is that of 'scikit-learn'." in words
     assert "The last epochs are not the same epoch" in words
     for absent in "averaged", "Settings other", "random weights", "README", "±", "95%":
         assert absent not in words

@@ -44,7 +44,8 @@ def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:
             f"{evaluation.nmi_average} mean of the entropies, best of {evaluation.kmeans_restarts} k-means runs"
         )
         theirs = "the geometric or arithmetic mean, depending on its scikit-learn version, and 10 k-means runs"
-        yield f"NMI: {definition}." + f" The reference took {theirs}." * bool(reference)
+        whose = f" K-means here is that of {evaluation.kmeans!r}."
+        yield f"NMI: {definition}." + f" The reference took {theirs}." * bool(reference) + whose
 
 
 def _reference_notes(runs: list[Run], reference: Reference) -> Iterator[str]:
