@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.metrics import retrieval
-from proxynca_jax.metrics.retrieval import DISTANCES, NO_MATCH, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.metrics.retrieval import NO_MATCH, mean_precisions, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.metrics.vectors import DISTANCES
 
 # Vectors of length 1 whose inner products float32 holds exactly, so that equal distances are equal to the last bit.
 EXACT_UNIT_VECTORS = np.array([*itertools.product((-0.5, 0.5), repeat=4), *np.eye(4), *-np.eye(4)], np.float32)
@@ -87,6 +88,11 @@ def test_precisions_worked_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6, strict=True)
 
 
+def test_mean_precisions_leave_out_the_queries_without_a_match():
+    found = np.array([0.5, np.nan, 0.25], np.float32), np.array([1, np.nan, 0], np.float32)
+    assert mean_precisions(*found) == {"map_at_r": 0.375, "r_precision": 0.5}
+
+
 def test_tie_goes_to_the_querys_class_in_ranks_and_to_the_lower_row_in_precisions():
     search = {"gallery": (line(1, -1), np.array([1, 0])), "distance": "squared_euclidean"}
     query, label = line(0), np.array([0])
@@ -127,11 +133,25 @@ def test_scores_of_many_images_are_those_of_sorting(distance):
     np.testing.assert_allclose(precisions_at_r(embeddings, labels, **options), expected_precisions, rtol=1e-5)
 
 
-def test_rounding_makes_no_rival_of_an_image_of_the_same_class():
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_rounding_makes_no_rival_of_an_image_of_the_same_class(distance):
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(50), 5)
+    labels = rng.permutation(np.repeat(np.arange(50), 5))
     embeddings = rng.standard_normal((50, 64), dtype=np.float32)[labels]
-    np.testing.assert_array_equal(ranks(embeddings, labels, block_size=7), np.zeros(250))
+    found = ranks(embeddings, labels, distance=distance, block_size=7)
+    np.testing.assert_array_equal(found, np.zeros(250))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("block_size", [64, 100, 512])
+def test_best_of_the_class_has_the_same_bits_where_rivals_are_counted(distance, block_size):
+    # Each query's class is itself and an image at its side, nearer than all others: any rank but 0 comes of a best that
+    # rounds to less than it does in the tile where rivals are counted.
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.repeat(np.arange(300), 2))
+    embeddings = rng.standard_normal((300, 64))[labels] + 0.3 * rng.standard_normal((600, 64))
+    found = ranks(embeddings.astype(np.float32), labels, distance=distance, block_size=block_size)
+    np.testing.assert_array_equal(found, np.zeros(600))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -164,6 +184,8 @@ def test_unusable_embeddings_are_the_users_error(score):
         score(line(0, np.nan, 2, np.inf), labels)
     with pytest.raises(UserError, match=r"Row 3 of the 4 gallery embeddings is not finite: \[-inf\]"):
         score(good, labels, gallery=(line(0, 1, 2, -np.inf), labels))
+    with pytest.raises(UserError, match="3 gallery embeddings and 4 labels"):
+        score(good, labels, gallery=(good[:3], labels))
     with pytest.raises(UserError, match=r"None of the 4 queries .* 0 of the gallery"):
         score(good, labels, gallery=(good[:0], labels[:0]))
     with pytest.raises(UserError, match="None of the 0 queries"):
@@ -172,21 +194,26 @@ def test_unusable_embeddings_are_the_users_error(score):
         score(good, labels, distance="cosin")
 
 
-@pytest.mark.parametrize(
-    ("program", "static"), [(retrieval._ranks, {"largest_class": 4}), (retrieval._precisions, {"largest_r": 3})]
-)
-def test_memory_is_that_of_a_few_blocks(program, static):
+@pytest.mark.parametrize("score", [ranks, precisions_at_r])
+def test_memory_is_that_of_a_few_blocks(score, monkeypatch):
     images, block = 4099, 64
-    rng = np.random.default_rng(0)
-    labels = np.arange(images) // 4
-    queries, gallery = retrieval._prepare(rng.standard_normal((images, 8), np.float32), labels, None, "cosine")
-    compiled = program.lower(queries, gallery, block_size=block, **static).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (4 * block * images)
+    embeddings, labels = np.random.default_rng(0).standard_normal((images, 8), np.float32), np.arange(images) // 4
+    programs = []
+    for name in ("_visit", "_precisions"):
+        program = getattr(retrieval, name)
+
+        def remember(*args, program=program, **static):
+            programs.append(program.lower(*args, **static).compile())
+            return program(*args, **static)
+
+        monkeypatch.setattr(retrieval, name, remember)
+    score(embeddings, labels, block_size=block)
+    assert max(program.memory_analysis().temp_size_in_bytes for program in programs) < 4 * (4 * block * images)
 
 
-def test_last_block_is_part_of_the_one_program():
+def test_both_visits_of_the_tiles_are_calls_of_one_program():
     embeddings, labels = np.random.default_rng(0).standard_normal((23, 5), np.float32), np.arange(23) // 3
-    programs = retrieval._ranks._cache_size()
+    programs = retrieval._visit._cache_size()
     for _ in range(2):
         ranks(embeddings, labels, block_size=6)
-    assert retrieval._ranks._cache_size() == programs + 1
+    assert retrieval._visit._cache_size() == programs + 1

@@ -1,4 +1,4 @@
-"""Recall@K, MAP@R and R-precision from exact neighbours, a block of queries at a time.
+"""Recall@K, MAP@R and R-precision from exact neighbours, on every device, in memory that grows with the images alone.
 
 The gallery is the queries themselves, each without itself, or a set of its own. Similarities are float32 products of
 full precision, so neighbours that differ by no more than their rounding may change places.
@@ -11,29 +11,36 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.metrics.vectors import DISTANCES as DISTANCES
+from proxynca_jax.metrics.vectors import Images, LabelledVectors, prepare
 
-DISTANCES = ("cosine", "squared_euclidean")
 NO_MATCH = -1  # rank of a query that has no image of its class to find
-LabelledVectors = tuple[Float[np.ndarray, "gallery dim"], Int[np.ndarray, " gallery"]]
+
+
+class _Blocks(NamedTuple):
+    """Images sorted by class and cut into blocks, the last filled up with NaN, which is above nothing."""
+
+    vectors: Float32[np.ndarray | Array, "blocks block dim"]
+    classes: Int32[np.ndarray | Array, "blocks block"]
+
+
+class _Found(NamedTuple):
+    """What is known so far of all queries or, without the leading axis, what a tile says of a block of them."""
+
+    best: Float32[Array, "*blocks block"]  # the similarity of the nearest image of its class
+    rivals: Int32[Array, "*blocks block"]  # images nearer than that
 
 
 class _Queries(NamedTuple):
     """The queries or, without the leading axis, one of them."""
 
     vectors: Float32[np.ndarray | Array, "*queries dim"]
-    itself: Int32[np.ndarray | Array, "*queries"]  # its index in the gallery; past the end if it is not there
-    class_start: Int32[np.ndarray | Array, "*queries"]  # where its class begins in `_Gallery.by_class`
-    class_size: Int32[np.ndarray | Array, "*queries"]  # images of its class in the gallery, itself included
-    matches: Int32[np.ndarray | Array, "*queries"]  # R, the same without itself
-
-
-class _Gallery(NamedTuple):
-    vectors: Float32[np.ndarray | Array, "gallery dim"]
-    class_start: Int32[np.ndarray | Array, " gallery"]  # stands for the label, which may not fit into 32 bits
-    by_class: Int32[np.ndarray | Array, " gallery"]  # indices of the images, those of a class next to each other
+    classes: Int32[np.ndarray | Array, "*queries"]
+    matches: Int32[np.ndarray | Array, "*queries"]  # R, the images of its class that it could find
+    itself: Int32[np.ndarray | Array, "*queries"]  # its row in the gallery; past the end if it is not there
 
 
 def ranks(
@@ -42,7 +49,8 @@ def ranks(
     *,
     gallery: LabelledVectors | None = None,
     distance: str = "cosine",
-    block_size: int = 256,
+    block_size: int = 1024,
+    mesh: Mesh | None = None,
 ) -> Int32[np.ndarray, " queries"]:
     """Counts, for each query, the images of other classes that are nearer than the nearest of its own.
 
@@ -55,18 +63,20 @@ def ranks(
         gallery: vectors and labels of the images to find. None: the queries, where each is left out of its own search
             by its row, so that a duplicate of it can be found.
         distance: one of DISTANCES.
-        block_size: queries per matrix product; takes about 8 · block_size · gallery bytes.
+        block_size: queries and gallery images per matrix product; takes about 12 · block_size² bytes on each device.
+        mesh: the devices that share the products, whose number does not change the result. None: all local ones.
 
     Returns:
         From 0, the nearest image is of the query's class, to the number of images of other classes; NO_MATCH where the
         gallery has no image of the class.
 
     Raises:
-        UserError: no query has a match, an embedding is not finite, or the distance is unknown.
+        UserError: no query has a match, there are more or fewer labels than vectors, an embedding is not finite, or the
+            distance is unknown.
     """
-    queries, others = _prepare(embeddings, labels, gallery, distance)
-    found = _ranks(queries, others, largest_class=int(queries.class_size.max()), block_size=block_size)
-    return np.where(queries.matches > 0, np.asarray(found), np.int32(NO_MATCH))
+    queries, others, matches = prepare(embeddings, labels, gallery, distance)
+    rivals = _count_rivals(queries, others, gallery is None, block_size, mesh or _local_devices())
+    return np.where(matches > 0, rivals, np.int32(NO_MATCH))
 
 
 def recall_at_k(ranks: Int[np.ndarray, " queries"], ks: Iterable[int]) -> dict[str, float]:
@@ -90,6 +100,7 @@ def precisions_at_r(
     gallery: LabelledVectors | None = None,
     distance: str = "cosine",
     block_size: int = 256,
+    mesh: Mesh | None = None,
 ) -> tuple[Float32[np.ndarray, " queries"], Float32[np.ndarray, " queries"]]:
     """Scores the R nearest images of each query, where R is the number of images of its class that it could find.
 
@@ -101,113 +112,169 @@ def precisions_at_r(
         labels: as for `ranks`.
         gallery: as for `ranks`.
         distance: as for `ranks`.
-        block_size: as for `ranks`; a class that is a large share of the gallery takes several times the memory.
+        block_size: queries per matrix product; takes about 8 · block_size · gallery bytes on each device, several times
+            that where a class is a large share of the gallery.
+        mesh: the devices that share the queries, whose number does not change the result. None: all local ones.
 
     Returns:
-        Average precision, 1/R · Σ over the ranks i ≤ R that hold an image of the class of the precision at i, whose
-        mean over the queries is MAP@R; and R-precision, the share of the class among the R nearest. Both from 0 to 1,
-        NaN where the gallery has no image of the class.
+        Average precision, 1/R · Σ over the ranks i ≤ R that hold an image of the class of the precision at i; and
+        R-precision, the share of the class among the R nearest. Both from 0 to 1, NaN where the gallery has no image of
+        the class.
 
     Raises:
         UserError: as for `ranks`.
     """
-    queries, others = _prepare(embeddings, labels, gallery, distance)
-    average, r_precision = _precisions(queries, others, largest_r=int(queries.matches.max()), block_size=block_size)
-    return np.asarray(average), np.asarray(r_precision)
+    images, others, matches = prepare(embeddings, labels, gallery, distance)
+    itself = np.arange(len(labels)) if gallery is None else np.full(len(labels), len(others.vectors))
+    queries = _Queries(*images, matches, itself.astype(np.int32))
+    mesh = mesh or _local_devices()
+    # Every product has one shape, so that a query's does not depend on the number of devices, or on its place.
+    padding = -len(labels) % (block_size * mesh.size)
+    queries = _Queries(*(np.pad(field, [(0, padding)] + [(0, 0)] * (field.ndim - 1)) for field in queries))
+    average, share = _precisions(queries, others, largest_r=int(matches.max()), block_size=block_size, mesh=mesh)
+    return np.asarray(average)[: len(labels)], np.asarray(share)[: len(labels)]
 
 
-@functools.partial(jax.jit, static_argnames=("largest_class", "block_size"))
-def _ranks(queries: _Queries, gallery: _Gallery, *, largest_class: int, block_size: int) -> Int32[Array, " queries"]:
-    member = jnp.arange(largest_class)
+def mean_precisions(
+    average_precision: Float32[np.ndarray, " queries"], r_precision: Float32[np.ndarray, " queries"]
+) -> dict[str, float]:
+    """The means of what `precisions_at_r` returns over the queries that have something to find.
 
-    def rank(query: _Queries) -> Int32[Array, ""]:
-        similarity = _similarity(query, gallery)
-        # Taken from the product that it is compared with: the last bit of another could make it its own rival.
-        own = similarity[gallery.by_class[query.class_start + member]]
-        best = jnp.max(jnp.where(member < query.class_size, own, -jnp.inf))
-        # Nothing of the query's own class is above its best, so all that is belongs to other classes.
-        return jnp.sum(similarity > best)
-
-    return jax.lax.map(rank, queries, batch_size=block_size)
+    Returns:
+        `map_at_r` and `r_precision`, from 0 to 1.
+    """
+    scores = {"map_at_r": average_precision, "r_precision": r_precision}
+    return {name: float(np.nanmean(values, dtype=np.float64)) for name, values in scores.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("largest_r", "block_size"))
+def _local_devices() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), ("devices",))
+
+
+def _count_rivals(
+    queries: Images, gallery: Images, symmetric: bool, block_size: int, mesh: Mesh
+) -> Int32[np.ndarray, " queries"]:
+    """The ranks, of whatever value where there is no match. `symmetric`: the gallery is the queries."""
+    order, rows = _in_blocks(queries, block_size)
+    columns = rows if gallery is queries else _in_blocks(gallery, block_size)[1]
+    tiles, near = _tiles(rows, columns, symmetric)
+    places = rows.classes.shape
+    found = _Found(jnp.full(places, -jnp.inf, jnp.float32), jnp.zeros(places, jnp.int32))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows, tiles, found = jax.device_put((rows, tiles, found), everywhere)
+    columns = rows if gallery is queries else jax.device_put(columns, everywhere)
+    # The best of the class first, then what is above it, both by the one compiled program: in another's product the
+    # last bit may differ, and the best would become its own rival.
+    for counting, start, stop in ((False, 0, near), (True, near, len(tiles))):
+        span = np.array([start, stop], np.int32)
+        found = _visit(rows, columns, tiles, span, counting, found, symmetric=symmetric, mesh=mesh)
+    rivals = np.empty(len(order), np.int32)
+    rivals[order] = np.ravel(found.rivals)[: len(order)]
+    return rivals
+
+
+def _in_blocks(images: Images, block_size: int) -> tuple[Int[np.ndarray, " rows"], _Blocks]:
+    """The blocks, and which image is at each place of them."""
+    order = np.argsort(images.classes, kind="stable")
+    padding = -len(order) % block_size
+    vectors = np.pad(images.vectors[order], ((0, padding), (0, 0)), constant_values=np.nan)
+    classes = np.pad(images.classes[order], (0, padding), constant_values=-1)
+    return order, _Blocks(vectors.reshape(-1, block_size, vectors.shape[1]), classes.reshape(-1, block_size))
+
+
+def _tiles(rows: _Blocks, columns: _Blocks, symmetric: bool) -> tuple[Int32[np.ndarray, "tiles 2"], int]:
+    """Which blocks to multiply with which: first the pairs that have a class in common and their number, then all."""
+    (first, last), (first_column, last_column) = ((x.classes[:, 0], x.classes.max(1)) for x in (rows, columns))
+    near = np.less_equal.outer(first, last_column) & np.greater_equal.outer(last, first_column)
+    # A similarity counts for both of its images, so half of the pairs will do.
+    needed = np.triu(np.ones_like(near)) if symmetric else np.ones_like(near)
+    nearest, every = np.argwhere(near & needed), np.argwhere(needed)
+    return np.concatenate([nearest, every]).astype(np.int32), len(nearest)
+
+
+@functools.partial(jax.jit, static_argnames=("symmetric", "mesh"))
+def _visit(
+    rows: _Blocks,
+    columns: _Blocks,
+    tiles: Int32[Array, "tiles 2"],
+    span: Int32[np.ndarray | Array, "2"],
+    counting: bool | Bool[Array, ""],
+    found: _Found,
+    *,
+    symmetric: bool,
+    mesh: Mesh,
+) -> _Found:
+    """Looks for the best or, if `counting`, counts the rivals, in the tiles from `span[0]` to before `span[1]`."""
+
+    def on_one_device(rows, columns, tiles, span, counting, found):
+        start = span[0] + jax.lax.axis_index(mesh.axis_names)
+        steps = (span[1] - start + mesh.size - 1) // mesh.size
+
+        def visit(step, found: _Found) -> _Found:
+            row, column = tiles[start + step * mesh.size]
+            return _visit_tile(rows, columns, row, column, counting, found, symmetric)
+
+        best, rivals = jax.lax.fori_loop(0, steps, visit, found)
+        return _Found(jax.lax.pmax(best, mesh.axis_names), jax.lax.psum(rivals, mesh.axis_names))
+
+    whole = PartitionSpec()
+    # The check would have the loop start from values that differ between devices.
+    program = jax.shard_map(on_one_device, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    return program(rows, columns, tiles, span, counting, found)
+
+
+def _visit_tile(
+    rows: _Blocks,
+    columns: _Blocks,
+    row: Int32[Array, ""],
+    column: Int32[Array, ""],
+    counting: Bool[Array, ""],
+    found: _Found,
+    symmetric: bool,
+) -> _Found:
+    similarity = jnp.matmul(rows.vectors[row], columns.vectors[column].T, precision="highest")
+    place = jnp.arange(len(similarity))
+    sides = [(row, 1)]  # a block of queries, and the axis of the tile to reduce for it
+    if symmetric:
+        on_diagonal = row == column
+        similarity = similarity.at[place, jnp.where(on_diagonal, place, len(place))].set(-jnp.inf, mode="drop")
+        # On the diagonal the columns would repeat what the rows say: sent past the end, it is dropped.
+        sides.append((jnp.where(on_diagonal, len(found.best), column), 0))
+
+    def count() -> list[_Found]:
+        above = [similarity > jnp.expand_dims(found.best[block], axis) for block, axis in sides]
+        # In floats, exact up to 2²⁴, because XLA adds them faster than integers on CPUs.
+        sums = [jnp.sum(is_above, axis, dtype=jnp.float32) for is_above, (_, axis) in zip(above, sides, strict=True)]
+        return [_Found(jnp.full_like(rivals, -jnp.inf), rivals.astype(jnp.int32)) for rivals in sums]
+
+    def look() -> list[_Found]:
+        same_class = rows.classes[row][:, None] == columns.classes[column][None]
+        own = jnp.where(same_class, similarity, -jnp.inf)
+        return [_Found(jnp.max(own, axis), jnp.zeros_like(place)) for _, axis in sides]
+
+    # Both say what the tile adds: the whole of `found` would be copied for each tile.
+    for (block, _), (best, rivals) in zip(sides, jax.lax.cond(counting, count, look), strict=True):
+        found = _Found(found.best.at[block].max(best, mode="drop"), found.rivals.at[block].add(rivals, mode="drop"))
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("largest_r", "block_size", "mesh"))
 def _precisions(
-    queries: _Queries, gallery: _Gallery, *, largest_r: int, block_size: int
+    queries: _Queries, gallery: Images, *, largest_r: int, block_size: int, mesh: Mesh
 ) -> tuple[Float32[Array, " queries"], Float32[Array, " queries"]]:
     place = jnp.arange(1, largest_r + 1)
 
-    def precisions(query: _Queries) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-        _, found = jax.lax.top_k(_similarity(query, gallery), largest_r)
-        hit: Bool[Array, " places"] = (gallery.class_start[found] == query.class_start) & (place <= query.matches)
-        hits = jnp.cumsum(hit)
-        # Without a match both are 0 / 0, NaN.
-        return jnp.sum(jnp.where(hit, hits / place, 0)) / query.matches, hits[-1] / query.matches
+    def of_all(queries: _Queries, gallery: Images) -> tuple[Float32[Array, " queries"], Float32[Array, " queries"]]:
+        def of_one(query: _Queries) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+            similarity = jnp.matmul(query.vectors, gallery.vectors.T, precision="highest")
+            similarity = similarity.at[query.itself].set(-jnp.inf, mode="drop")
+            _, nearest = jax.lax.top_k(similarity, largest_r)
+            hit: Bool[Array, " places"] = (gallery.classes[nearest] == query.classes) & (place <= query.matches)
+            hits = jnp.cumsum(hit)
+            # Without a match both are 0 / 0, NaN.
+            return jnp.sum(jnp.where(hit, hits / place, 0)) / query.matches, hits[-1] / query.matches
 
-    return jax.lax.map(precisions, queries, batch_size=block_size)
+        return jax.lax.map(of_one, queries, batch_size=block_size)
 
-
-def _similarity(query: _Queries, gallery: _Gallery) -> Float32[Array, " gallery"]:
-    similarity = jnp.matmul(query.vectors, gallery.vectors.T, precision="highest")
-    return similarity.at[query.itself].set(-jnp.inf, mode="drop")
-
-
-def _prepare(
-    embeddings: Float[np.ndarray, "queries dim"],
-    labels: Int[np.ndarray, " queries"],
-    gallery: LabelledVectors | None,
-    distance: str,
-) -> tuple[_Queries, _Gallery]:
-    """Checks what the user gave and sorts the gallery by class."""
-    others, other_labels = (embeddings, labels) if gallery is None else gallery
-    _check_finite(embeddings, "query")
-    _check_finite(others, "gallery")
-    by_class = np.argsort(other_labels, kind="stable")
-    start = np.searchsorted(other_labels, labels, "left", by_class)
-    size = np.searchsorted(other_labels, labels, "right", by_class) - start
-    if gallery is None:
-        matches, itself = size - 1, np.arange(len(labels))
-    else:
-        matches, itself = size, np.full(len(labels), len(others))
-    if not np.any(matches > 0):
-        raise UserError(
-            f"None of the {len(labels)} queries has another image of its class among the {len(others)} of the gallery, "
-            "so there is nothing to find. Evaluate on classes of at least two images."
-        )
-    vectors, other_vectors = _to_inner_products(embeddings, others, distance)
-    other_start = np.searchsorted(other_labels, other_labels, "left", by_class)
-    queries = _Queries(vectors, *(array.astype(np.int32) for array in (itself, start, size, matches)))
-    return queries, _Gallery(other_vectors, other_start.astype(np.int32), by_class.astype(np.int32))
-
-
-def _check_finite(embeddings: Float[np.ndarray, "rows dim"], role: str):
-    finite = np.isfinite(embeddings).all(1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise UserError(
-            f"Row {row} of the {len(embeddings)} {role} embeddings is not finite: {embeddings[row]}. Neighbours need "
-            "finite numbers. If training has diverged, lower its learning rate and start from an earlier checkpoint."
-        )
-
-
-def _to_inner_products(
-    queries: Float[np.ndarray, "queries dim"], gallery: Float[np.ndarray, "gallery dim"], distance: str
-) -> tuple[Float32[np.ndarray, "queries dim_out"], Float32[np.ndarray, "gallery dim_out"]]:
-    """Vectors whose inner products order the gallery as the distances do, largest first."""
-    # A power of two changes no digit, and keeps squares of the largest floats from overflowing.
-    _, exponent = np.frexp(max(np.abs(queries).max(), np.abs(gallery).max()))
-    queries, gallery = (np.ldexp(vectors.astype(np.float64), -exponent) for vectors in (queries, gallery))
-    if distance == "cosine":
-        queries, gallery = _unit_vectors(queries), _unit_vectors(gallery)
-    elif distance == "squared_euclidean":
-        # −‖q − g‖² / 2 = q·g − ‖g‖² / 2 − ‖q‖² / 2, whose last term is the same for the whole gallery.
-        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1)
-        gallery = np.column_stack([gallery, -np.sum(np.square(gallery), 1) / 2])
-    else:
-        raise UserError(f"Unknown distance {distance!r}: {nearest(distance, DISTANCES)}")
-    return queries.astype(np.float32), gallery.astype(np.float32)
-
-
-def _unit_vectors(vectors: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    shared = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(of_all, mesh=mesh, in_specs=(shared, PartitionSpec()), out_specs=shared)(queries, gallery)
