@@ -16,7 +16,7 @@ from proxynca_jax.data.split import Split
 from proxynca_jax.interrupt import never
 from proxynca_jax.metric_log import Progress, Record
 from proxynca_jax.metrics.clustering import nmi
-from proxynca_jax.metrics.retrieval import LabelledVectors, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
 from proxynca_jax.run_folder import read_config
 
 
@@ -152,8 +152,5 @@ def score_at_r(
         UserError: as for `score`.
     """
     average_precisions, r_precisions = precisions_at_r(embeddings, labels, gallery=gallery, distance=distance)
-    return {
-        "map_at_r": 100 * float(np.nanmean(average_precisions)),
-        "r_precision": 100 * float(np.nanmean(r_precisions)),
-        "left_out": int(np.isnan(r_precisions).sum()),
-    }
+    scores = mean_precisions(average_precisions, r_precisions)
+    return {name: 100 * share for name, share in scores.items()} | {"left_out": int(np.isnan(r_precisions).sum())}

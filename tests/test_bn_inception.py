@@ -10,17 +10,8 @@ import pytest
 from flax import nnx
 from golden_cub import FOLDER, as_torch
 
-from proxynca_jax.models.bn_inception import (
-    FEATURES,
-    SMALL_MAP,
-    BatchNorm,
-    BNInception,
-    _average_pool,
-    _max_pool,
-    convolve,
-    invalid_image_size,
-    is_valid_image_size,
-)
+from proxynca_jax.models.bn_inception import FEATURES, BNInception, invalid_image_size, is_valid_image_size
+from proxynca_jax.models.layers import SMALL_MAP, BatchNorm, average_pool, convolve, max_pool
 
 # Two channels over four places.
 VALUES = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [6.0, 4.0]]).reshape(2, 1, 2, 2)
@@ -82,16 +73,16 @@ def test_max_pool_by_brute_force(height, width, stride):
         for j in range(columns):
             top, left = i * stride - pad, j * stride - pad
             expected[:, i, j] = x[:, max(top, 0) : top + 3, max(left, 0) : left + 3].max((1, 2))
-    np.testing.assert_array_equal(_max_pool(jnp.array(x), stride=stride), expected)
+    np.testing.assert_array_equal(max_pool(jnp.array(x), stride=stride), expected)
 
 
 def test_average_pool_counts_the_border_as_zeros():
-    ones = _average_pool(jnp.ones((1, 3, 4, 1)))[0, :, :, 0]
+    ones = average_pool(jnp.ones((1, 3, 4, 1)))[0, :, :, 0]
     np.testing.assert_allclose(ones, np.array([[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]]) / 9, rtol=1e-6)
     x = drawn(2, 5, 4, 3)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = sum(padded[:, i : i + 5, j : j + 4] for i in range(3) for j in range(3)) / 9
-    np.testing.assert_allclose(_average_pool(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(average_pool(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [1, 3, 7])

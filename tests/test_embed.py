@@ -17,8 +17,8 @@ from proxynca_jax import embed, embedding_files, evaluate, metric_log, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from proxynca_jax.embedding_files import Contents, read_embeddings, write_embeddings
-from proxynca_jax.models.bn_inception import BatchNorm
 from proxynca_jax.models.embedder import normalise, unit_vectors
+from proxynca_jax.models.layers import BatchNorm
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 

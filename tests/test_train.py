@@ -19,8 +19,8 @@ from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
-from proxynca_jax.models.bn_inception import BatchNorm
 from proxynca_jax.models.embedder import normalise, unit_vectors
+from proxynca_jax.models.layers import BatchNorm
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
