@@ -40,7 +40,9 @@ def measure(name: str, implementation: str, seed: int) -> dict[str, float]:
 
 
 def in_a_process(name: str, implementation: str, seed: int) -> dict[str, float]:
-    call = f"import json; from benchmarks.kmeans import measure; print(json.dumps(measure{(name, implementation, seed)}))"
+    call = (
+        f"import json; from benchmarks.kmeans import measure; print(json.dumps(measure{(name, implementation, seed)}))"
+    )
     program = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
     if program.returncode:
         sys.exit(f"{implementation} failed: {program.stderr.strip().splitlines()[-1]}")

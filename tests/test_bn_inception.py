@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from golden_cub import FOLDER, as_torch
 
 from proxynca_jax.models.bn_inception import FEATURES, BNInception, invalid_image_size, is_valid_image_size
-from proxynca_jax.models.layers import SMALL_MAP, BatchNorm, average_pool, convolve, max_pool
+from proxynca_jax.models.layers import LARGE_MAP, SMALL_MAP, BatchNorm, average_pool, convolve, max_pool
 
 # Two channels over four places.
 VALUES = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [6.0, 4.0]]).reshape(2, 1, 2, 2)
@@ -62,6 +63,16 @@ def test_batch_norm_of_a_single_value_stays_finite():
     np.testing.assert_allclose(layer.var[...], [0.5, 0.5])
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_adds_the_bias_of_the_convolution(train):
+    x, bias = drawn(4, 3, 3, 2), jnp.array([1.0, -2.0])
+    added, given = norm(momentum=0.5), norm(momentum=0.5)
+    expected = added(x + bias[None, None, None], train=train)
+    np.testing.assert_allclose(given(x, bias, train=train), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(given.mean[...], added.mean[...], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(given.var[...], added.var[...], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7), (3, 4), (2, 5)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pool_by_brute_force(height, width, stride):
@@ -76,6 +87,20 @@ def test_max_pool_by_brute_force(height, width, stride):
     np.testing.assert_array_equal(max_pool(jnp.array(x), stride=stride), expected)
 
 
+@pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7), (2, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_gives_the_gradient_to_the_first_of_equals(height, width, stride):
+    x = np.maximum(drawn(2, height, width, 3), 0)  # as a ReLU leaves it: half of the pixels are 0
+    y, pull_back = jax.vjp(lambda x: max_pool(x, stride=stride), jnp.array(x))
+    gradient = drawn(*y.shape)
+    images, pixels = (torch.from_numpy(np.array(a).transpose(0, 3, 1, 2)) for a in (x, gradient))
+    images.requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(images, 3, stride, padding=1 if stride == 1 else 0, ceil_mode=True)
+    pooled.backward(pixels)
+    expected = images.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(pull_back(gradient)[0], expected, rtol=0, atol=1e-6)
+
+
 def test_average_pool_counts_the_border_as_zeros():
     ones = average_pool(jnp.ones((1, 3, 4, 1)))[0, :, :, 0]
     np.testing.assert_allclose(ones, np.array([[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]]) / 9, rtol=1e-6)
@@ -87,7 +112,7 @@ def test_average_pool_counts_the_border_as_zeros():
 
 @pytest.mark.parametrize("side", [1, 3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1])
+@pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1, LARGE_MAP + 1])
 def test_convolution_against_jax(side, stride, height):
     x, kernel = drawn(2, height, 10, 3), drawn(side, side, 3, 4)
     pads, numbers = (side // 2, side // 2), ("NHWC", "HWIO", "NHWC")

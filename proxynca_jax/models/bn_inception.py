@@ -83,7 +83,8 @@ class BNInception(nnx.Module):
         """
 
         def unit(name: str, x: Array) -> Array:
-            return nnx.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x), train=train))
+            convolution, norm = getattr(self, name), getattr(self, f"{name}_bn")
+            return nnx.relu(norm(convolution(x), convolution.bias[...], train=train))
 
         yield "conv1_relu_7x7", (x := unit("conv1_7x7_s2", x))
         yield "pool1_3x3_s2", (x := max_pool(x, stride=2))
