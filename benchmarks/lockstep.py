@@ -52,7 +52,7 @@ def flax_losses(batches: list[Batch], loss: LossConfig, optim: OptimConfig, clas
     graph, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
     train_step = steps.make_train_step(graph, loss, optimizer)
     for batch in batches:
-        state, value = train_step(state, jnp.asarray(batch["image"]), jnp.asarray(batch["label"]))
+        state, value = train_step(state, jax.tree.map(jnp.asarray, batch))
         yield float(value)
 
 

@@ -1,5 +1,6 @@
 """The jitted programs of the main job, a training step and an embedding step, and the state that they carry."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca
 from proxynca_jax.models.embedder import Embedder
 
 Tree = dict[str, Any]
-TrainStep = Callable[["TrainState", Array, Array], tuple["TrainState", Array]]
+Batch = dict[str, Array]  # "label" and what its images are made from, as the input pipeline gives it
+ImagesOf = Callable[[Batch], UInt8[Array, "batch size size 3"]]
+TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Array]]
 EmbedStep = Callable[[Tree, Tree, Array], Array]
 
 
@@ -69,8 +72,20 @@ def make_loss(config: LossConfig) -> Callable[[Array, Array, Array], Float[Array
     return loss
 
 
-def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Compiles on first call: (state, images, labels) to (state, mean loss of the batch). The state is donated."""
+def make_train_step(
+    graph: nnx.GraphDef,
+    config: LossConfig,
+    optimizer: optax.GradientTransformation,
+    images_of: ImagesOf = operator.itemgetter("image"),
+) -> TrainStep:
+    """Compiles on first call: (state, batch) to (state, mean loss of the batch). The state is donated.
+
+    Args:
+        graph: of the embedder.
+        config: of the loss.
+        optimizer: from `optim.make_optimizer`.
+        images_of: makes a batch's images, inside the compiled program; by default they are there already.
+    """
     loss_per_example = make_loss(config)
 
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
@@ -80,11 +95,9 @@ def make_train_step(graph: nnx.GraphDef, config: LossConfig, optimizer: optax.Gr
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     @jax.jit(donate_argnums=0)
-    def train_step(
-        state: TrainState, images: UInt8[Array, "batch size size 3"], labels: Int[Array, " batch"]
-    ) -> tuple[TrainState, Float[Array, ""]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images, labels)
+        (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images_of(batch), batch["label"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_sum + loss), loss

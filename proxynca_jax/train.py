@@ -101,7 +101,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
                     state = dataclasses.replace(state, loss_sum=jnp.float32(0))
                 with _open_epoch(job, step) as (batches, progress):
                     for batch in batches:
-                        state, loss = job.train_step(state, batch["image"], batch["label"])
+                        state, loss = job.train_step(state, batch)
                         step += 1
                         progress.advance(config.optim.batch_size)
                         if step % config.log_every_steps == 0:

@@ -24,9 +24,9 @@ def start() -> tuple[nnx.GraphDef, steps.TrainState]:
     return graph, state.replace(params=params, batch_stats=batch_stats)
 
 
-def batch(index: int) -> tuple[jax.Array, jax.Array]:
+def batch(index: int) -> steps.Batch:
     rows = slice(index * BATCH, (index + 1) * BATCH)
-    return jax.numpy.array(golden()["images"][rows]), jax.numpy.array(golden()["labels"][rows])
+    return {"image": jax.numpy.array(golden()["images"][rows]), "label": jax.numpy.array(golden()["labels"][rows])}
 
 
 def relative_rms(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -57,7 +57,7 @@ def test_every_stage_in_inference(start):
         return dict(model.backbone.stages(normalise(images), train=False))
 
     names = {key.split("/")[1] for key in golden() if key.startswith("eval/") and key.endswith("/shape")}
-    ours = stages(state.params["network"], state.batch_stats, batch(1)[0])
+    ours = stages(state.params["network"], state.batch_stats, batch(1)["image"])
     assert set(ours) == names
     for name, value in ours.items():
         x = np.asarray(value) if value.ndim == 4 else np.asarray(value)[:, None, None, :]
@@ -75,13 +75,13 @@ def test_every_stage_in_inference(start):
 
 def test_embedding_in_inference(start):
     graph, state = start
-    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)[0])
+    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
     check("embedding in inference", worst(ours, golden()["eval/embedding"]), 2e-6)
 
 
 def test_training_pass(start):
     graph, state = start
-    images, labels = batch(1)
+    images, labels = batch(1)["image"], batch(1)["label"]
     loss_per_example = steps.make_loss(LossConfig())
 
     @jax.jit
@@ -125,13 +125,13 @@ def test_six_optimiser_steps_in_lockstep(start):
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     train_step = steps.make_train_step(graph, LossConfig(), optimizer)
     # The recorded run starts from the initial parameters and the running statistics that the training pass left.
-    after_pass, _ = train_step(jax.tree.map(jax.numpy.copy, state), *batch(1))
+    after_pass, _ = train_step(jax.tree.map(jax.numpy.copy, state), batch(1))
     state = jax.tree.map(jax.numpy.copy, state).replace(batch_stats=after_pass.batch_stats)
     losses = []
     for index in (0, 1, 2, 0, 1, 2):
-        state, loss = train_step(state, *batch(index))
+        state, loss = train_step(state, batch(index))
         losses.append(float(loss))
     check("losses of six optimiser steps", worst(losses, golden()["lockstep/loss"]), 6e-3)
-    embedding = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)[0])
+    embedding = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
     check("embedding after them", worst(embedding, golden()["lockstep/eval_embedding"]), 3e-3)
     check("proxies after them", relative_rms(state.params["proxies"], golden()["lockstep/proxies"]), 3e-3)

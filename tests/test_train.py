@@ -220,14 +220,13 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     graph, state = steps.init_state(config, optimizer, classes=4, seed=0)
     train_step, embed_step = steps.make_train_step(graph, LossConfig(), optimizer), steps.make_embed_step(graph)
     rng = np.random.default_rng(0)
-    batches = [
-        jax.device_put((rng.integers(0, 256, (4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32))) for _ in range(3)
-    ]
+    pixels = rng.integers(0, 256, (3, 4, 32, 32, 3), np.uint8)
+    batches = [jax.device_put({"image": images, "label": np.arange(4, dtype=np.int32)}) for images in pixels]
     before = jax.tree.leaves(state)
     with jax.transfer_guard("disallow"):
-        for images, labels in batches:
-            state, _ = train_step(state, images, labels)
-            embed_step(state.params["network"], state.batch_stats, images)
+        for batch in batches:
+            state, _ = train_step(state, batch)
+            embed_step(state.params["network"], state.batch_stats, batch["image"])
     assert train_step._cache_size() == embed_step._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
