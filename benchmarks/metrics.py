@@ -52,8 +52,8 @@ SIZES = {
 }
 
 
-def make_embeddings(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
+def make_embeddings(size: Size, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(size.images) % size.classes)
     embeddings = rng.standard_normal((size.images, size.dim), np.float32) * np.float32(size.noise)
     embeddings += rng.standard_normal((size.classes, size.dim), np.float32)[labels]

@@ -1,0 +1,67 @@
+"""Times the clustering for NMI two ways, our k-means on the device and scikit-learn's, and compares their NMI.
+
+    python -m benchmarks.kmeans [--sizes cub sop] [--repeats 3]
+
+The embeddings are those of `benchmarks.metrics`, another set for each repeat; 10 restarts at CUB size, one at SOP size.
+The two take turns, each run in a process of its own. The first call in a process compiles ours, and is what a single
+scoring costs; the second is what each later one of a training run costs. scikit-learn's is called once.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.metrics import SIZES, make_embeddings
+from proxynca_jax.metrics.clustering import nmi
+
+RESTARTS = {"cub": 10, "cars": 10, "sop": 1}
+CALLS = {"device": 2, "scikit-learn": 1}
+
+
+def measure(name: str, implementation: str, seed: int) -> dict[str, float]:
+    """Clusters one set of embeddings in this process: NMI, and the seconds of the first and of the last call."""
+    embeddings, labels = make_embeddings(SIZES[name], seed)
+    seconds = []
+    for _ in range(CALLS[implementation]):
+        start = time.perf_counter()
+        share = nmi(
+            embeddings,
+            labels,
+            restarts=RESTARTS[name],
+            average="arithmetic",
+            seed=seed,
+            implementation=implementation,
+        )
+        seconds.append(time.perf_counter() - start)
+    return {"nmi": share, "first": seconds[0], "seconds": seconds[-1]}
+
+
+def in_a_process(name: str, implementation: str, seed: int) -> dict[str, float]:
+    call = f"import json; from benchmarks.kmeans import measure; print(json.dumps(measure{(name, implementation, seed)}))"
+    program = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    if program.returncode:
+        sys.exit(f"{implementation} failed: {program.stderr.strip().splitlines()[-1]}")
+    return json.loads(program.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=RESTARTS, default=["cub", "sop"])
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    for name in arguments.sizes:
+        print(f"{name}: {SIZES[name].images:,} images, {SIZES[name].classes:,} clusters, {RESTARTS[name]} restarts")
+        runs = [{kind: in_a_process(name, kind, seed) for kind in CALLS} for seed in range(arguments.repeats)]
+        yardstick = statistics.median(run["scikit-learn"]["seconds"] for run in runs)
+        for kind in CALLS:
+            first, seconds = (statistics.median(run[kind][key] for run in runs) for key in ("first", "seconds"))
+            shares = "  ".join(f"{100 * run[kind]['nmi']:.2f}" for run in runs)
+            ratios = f"{yardstick / first:.1f} and {yardstick / seconds:.1f} times as fast"
+            print(f"  {kind:13} first call {first:.2f} s, later {seconds:.2f} s ({ratios})  NMI {shares}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
