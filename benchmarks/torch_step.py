@@ -62,18 +62,18 @@ def ours(step: str, batch_size: int) -> Program:
     config = TrainConfig()
     optimizer = make_optimizer(config.optim, steps_per_epoch=100)
     graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
-    images, labels = jax.device_put(make_batch(batch_size))
+    batch = jax.device_put(dict(zip(("image", "label"), make_batch(batch_size), strict=True)))
     train_step, embed_step = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
 
     def train(count: int) -> None:
         nonlocal state
         for _ in range(count):
-            state, _ = train_step(state, images, labels)
+            state, _ = train_step(state, batch)
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
         for _ in range(count):
-            embeddings = embed_step(state.params["network"], state.batch_stats, images)
+            embeddings = embed_step(state.params["network"], state.batch_stats, batch["image"])
         jax.block_until_ready(embeddings)
 
     return {"train": train, "embed": embed}[step]
