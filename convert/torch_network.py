@@ -48,7 +48,7 @@ class TorchBNInception(nn.Module):
 
     def _unit(self, x: torch.Tensor, *names: str) -> torch.Tensor:
         for name in names:
-            x = functional.relu(self.get_submodule(f"{name}_bn")(self.get_submodule(name)(x)))
+            x = functional.relu(self.get_submodule(f"{name}_bn")(self.get_submodule(name)(x)), inplace=True)
         return x
 
     def _block(self, block: str, x: torch.Tensor) -> torch.Tensor:
@@ -67,8 +67,8 @@ class TorchBNInception(nn.Module):
         Args:
             images: RGB bytes.
         """
-        dtype = next(self.parameters()).dtype
-        x = (images.flip(-1).to(dtype) - torch.tensor(BN_INCEPTION.mean, dtype=dtype)).permute(0, 3, 1, 2)
+        weight = next(self.parameters())
+        x = (images.flip(-1).to(weight.dtype) - weight.new_tensor(BN_INCEPTION.mean)).permute(0, 3, 1, 2)
         yield "conv1_relu_7x7", (x := self._unit(x, "conv1_7x7_s2"))
         yield "pool1_3x3_s2", (x := functional.max_pool2d(x, 3, 2, ceil_mode=True))
         yield "conv2_relu_3x3_reduce", (x := self._unit(x, "conv2_3x3_reduce"))
@@ -79,6 +79,11 @@ class TorchBNInception(nn.Module):
         yield "global_pool", (x := x.mean((2, 3)))
         if hasattr(self, "embedding_layer"):
             yield "embedding", functional.normalize(self.get_submodule("embedding_layer")(x))
+
+    def forward(self, images: UInt8[torch.Tensor, "batch size size 3"]) -> Float[torch.Tensor, "batch dim"]:
+        """The last stage's output."""
+        *_, (_, last) = self.stages(images)
+        return last
 
 
 def from_state_dict(state: Mapping[str, torch.Tensor]) -> TorchBNInception:
