@@ -39,9 +39,8 @@ def forward_flops(image_size: int, embedding_dim: int) -> int:
     products += side**2 * (64 * 64 + 9 * 64 * 192)
     side //= 2
     for inputs, (one, three_reduce, three, double_reduce, double_1, double_2, projection) in BLOCKS.values():
-        products += side**2 * (
-            inputs * (one + three_reduce + double_reduce + projection) + 9 * double_reduce * double_1
-        )
+        products += side**2 * inputs * (one + three_reduce + double_reduce + projection)
+        products += side**2 * 9 * double_reduce * double_1
         side = side if one else side // 2
         products += side**2 * 9 * (three_reduce * three + double_1 * double_2)
     return 2 * (products + FEATURES * embedding_dim)
