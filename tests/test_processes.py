@@ -89,7 +89,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     config.optim.shard_proxies = True
     open_run(folder / "settings", config)
     settings, together = folder / "settings" / "config.py", folder / "together"
-    never, killed, asked = (0, 0), (2 + EPOCH_STEPS + 2 + 1, signal.SIGKILL), (2, signal.SIGTERM)
+    never, killed, asked = (0, 0), (2 + EPOCH_STEPS + 2 + 1, signal.SIGKILL), (2, signal.SIGINT)
     statuses, _ = run_two(settings, together, (killed, killed))  # in epoch 1
     assert statuses == [-signal.SIGKILL] * 2
     assert [record["step"] for record in records(together)] == [0, EPOCH_STEPS]
@@ -111,9 +111,8 @@ def test_two_processes_have_the_losses_of_one(runs):
     alone, together = records(runs["alone"]), records(runs["together"])
     assert [record["step"] for record in together] == [EPOCH_STEPS * epoch for epoch in range(EPOCHS + 1)]
     for ours, theirs in zip(together, alone, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours.keys() & {"train_loss", "recall_at_1", "recall_at_2", "nmi"}:
-            assert ours[name] == pytest.approx(theirs[name], abs=1e-5), name
+        for name in ("train_loss", "recall_at_1", "recall_at_2", "nmi"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), rel=0, abs=1e-5), name
 
 
 @pytest.mark.slow
