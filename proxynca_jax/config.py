@@ -99,6 +99,7 @@ class OptimConfig:
     beta1: float = 0.9  # Adam's decay of the first moment
     beta2: float = 0.999  # Adam's decay of the second moment
     epsilon: float = 1.0  # Adam's epsilon, outside the root; 1.0 is the reference's and assumes pretrained weights
+    shard_proxies: bool = False  # divide proxies and their optimiser state among the devices, for very many classes
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

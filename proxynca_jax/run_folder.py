@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+from proxynca_jax import processes
 from proxynca_jax.atomic_file import replace_file
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
@@ -24,7 +25,7 @@ def get_config():
 
 
 def open_run(run: pathlib.Path, config: TrainConfig) -> None:
-    """Makes the folder of a new run, or checks that an existing one is of the same run.
+    """Makes the folder of a new run, or checks that an existing one is of the same run. Many processes do so together.
 
     Args:
         run: the folder.
@@ -43,6 +44,13 @@ def open_run(run: pathlib.Path, config: TrainConfig) -> None:
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
+    processes.wait_for_all("looked at the run's folder")  # which the first one is about to change
+    if processes.is_first():
+        _write_config(run, config)
+    processes.wait_for_all("made the run's folder")
+
+
+def _write_config(run: pathlib.Path, config: TrainConfig) -> None:
     replace_file(run / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
     replace_file(run / "config.py", CONFIG_PY.encode())
 

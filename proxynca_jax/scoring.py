@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from proxynca_jax import steps
+from proxynca_jax import processes, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device
 from proxynca_jax.data.split import Split
 from proxynca_jax.interrupt import never
+from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import Progress, Record
 from proxynca_jax.metrics.clustering import nmi
 from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
@@ -42,12 +43,14 @@ def load_network(run: pathlib.Path, kind: str) -> tuple[TrainedNetwork, TrainCon
         UserError: if the folder is not that of a run, or holds no such state.
     """
     config = read_config(run)
-    graph, params, batch_stats = steps.init_network(config.model, np.random.default_rng(config.seed))
+    layout = Layout()
+    graph, *network = steps.init_network(config.model, np.random.default_rng(config.seed))
+    params, batch_stats = layout.place(network)
     with Checkpoints(run) as checkpoints:
         params, batch_stats = checkpoints.restore_network(kind, params, batch_stats)
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
-    return TrainedNetwork(steps.make_embed_step(graph), params, batch_stats), config, step
+    return TrainedNetwork(steps.make_embed_step(graph, layout), params, batch_stats), config, step
 
 
 def embed_batches(
@@ -58,7 +61,7 @@ def embed_batches(
     config: TrainConfig,
     check: Callable[[], None] = never,
 ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
-    """Embeds a split, a batch at a time, in memory that does not grow with the number of images.
+    """Embeds a split on all devices, a batch at a time, in memory that does not grow with the number of images.
 
     Args:
         embed_step: from `steps.make_embed_step`.
@@ -69,13 +72,16 @@ def embed_batches(
         check: called before each batch; raises to stop.
 
     Returns:
-        The embeddings of `evaluation.batch_size` images after the other, of fewer at the end. Close it to stop early.
+        The embeddings of `evaluation.batch_size` images after the other, or as many more as the devices need to get
+        the same number each; of fewer at the end. Every process receives all of them. Close it to stop early.
 
     Raises:
         UserError: while iterating: if an image cannot be decoded.
     """
-    images, batch_size = len(split.labels), config.evaluation.batch_size
-    batches = prefetch_to_device(evaluation_batches(split, config.data, batch_size=batch_size))
+    layout = Layout()
+    images, batch_size = len(split.labels), layout.round_up(config.evaluation.batch_size)
+    loaded = evaluation_batches(split, config.data, batch_size=batch_size, share=processes.share())
+    batches = prefetch_to_device(loaded, sharding=layout.batches)
     computed = None
     with contextlib.closing(batches), Progress("embedding", images=images) as progress:
         for batch in batches:

@@ -12,6 +12,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from proxynca_jax.config import LossConfig, ModelConfig
+from proxynca_jax.layout import Layout
 from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca_without_positive
 from proxynca_jax.models.embedder import Embedder
 
@@ -27,7 +28,7 @@ class TrainState:
     """All that training changes, as plain dicts: an order of magnitude less host time a step than `nnx.State`."""
 
     step: Int[Array, ""]  # optimiser steps taken
-    params: Tree  # {"network": the embedder's, "proxies": Float[Array, "classes dim"]}
+    params: Tree  # {"network": the embedder's, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
     batch_stats: Tree  # BatchNorm's running statistics
     opt_state: Any
     loss_sum: Float[Array, ""]  # sum of the batches' mean losses since the epoch began
@@ -41,7 +42,12 @@ def init_network(config: ModelConfig, rng: np.random.Generator) -> tuple[nnx.Gra
 
 
 def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, *, classes: int, seed: int
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    classes: int,
+    seed: int,
+    layout: Layout | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Builds the network and the state of step 0 from random weights.
 
@@ -50,12 +56,16 @@ def init_state(
         optimizer: from `optim.make_optimizer`.
         classes: C, training classes, each with one proxy.
         seed: of the initial weights and proxies.
+        layout: where it goes; by default each device holds all of it.
     """
+    layout = layout or Layout()
     rng = np.random.default_rng(seed)
     graph, network, batch_stats = init_network(config, rng)
-    proxies = jnp.array(rng.standard_normal((classes, config.embedding_dim), np.float32) / 8)
-    params = {"network": network, "proxies": proxies}
-    return graph, TrainState(jnp.int32(0), params, batch_stats, jax.jit(optimizer.init)(params), jnp.float32(0))
+    proxies = rng.standard_normal((classes, config.embedding_dim), np.float32) / 8
+    params = layout.place({"network": network, "proxies": layout.pad_proxies(proxies)})
+    opt_state = jax.jit(lambda params: layout.constrain(optimizer.init(params)))(params)
+    step, batch_stats, loss_sum = layout.place((jnp.int32(0), batch_stats, jnp.float32(0)))
+    return graph, TrainState(step, params, batch_stats, opt_state, loss_sum)
 
 
 def make_loss(config: LossConfig) -> Callable[[Array, Array, Array], Float[Array, " batch"]]:
@@ -77,6 +87,7 @@ def make_train_step(
     config: LossConfig,
     optimizer: optax.GradientTransformation,
     images_of: ImagesOf = operator.itemgetter("image"),
+    layout: Layout | None = None,
 ) -> TrainStep:
     """Compiles on first call: (state, batch) to (state, mean loss of the batch). The state is donated.
 
@@ -85,13 +96,18 @@ def make_train_step(
         config: of the loss.
         optimizer: from `optim.make_optimizer`.
         images_of: makes a batch's images, inside the compiled program; by default they are there already.
+        layout: that of the state.
     """
+    layout = layout or Layout()
     loss_per_example = make_loss(config)
 
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
         model = nnx.merge(graph, params["network"], batch_stats)
         embeddings = model(images, train=True)
-        loss = jnp.mean(loss_per_example(embeddings, params["proxies"], labels))
+        if layout.divided_classes is not None:
+            # The logits are then divided as the proxies are. The embeddings of a batch are little to send around.
+            embeddings, labels = layout.gather((embeddings, labels))
+        loss = jnp.mean(loss_per_example(embeddings, params["proxies"][: layout.divided_classes], labels))
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     @jax.jit(donate_argnums=0)
@@ -100,18 +116,25 @@ def make_train_step(
         (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images_of(batch), batch["label"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_sum + loss), loss
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_sum + loss)
+        return layout.constrain((state, loss))
 
     return train_step
 
 
-def make_embed_step(graph: nnx.GraphDef) -> EmbedStep:
-    """Compiles on first call: (network parameters, batch statistics, images) to embeddings of length 1."""
+def make_embed_step(graph: nnx.GraphDef, layout: Layout | None = None) -> EmbedStep:
+    """Compiles on first call: (network parameters, batch statistics, images) to embeddings of length 1.
+
+    Args:
+        graph: of the embedder.
+        layout: that of the parameters. Every device gets all embeddings of the batch.
+    """
+    layout = layout or Layout()
 
     @jax.jit
     def embed_step(
         network: Tree, batch_stats: Tree, images: UInt8[Array, "batch size size 3"]
     ) -> Float[Array, "batch dim"]:
-        return nnx.merge(graph, network, batch_stats)(images, train=False)
+        return layout.gather(nnx.merge(graph, network, batch_stats)(images, train=False))
 
     return embed_step

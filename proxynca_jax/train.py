@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from proxynca_jax import steps
+from proxynca_jax import processes, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig, flatten
@@ -32,6 +32,7 @@ from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, trai
 from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
+from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
@@ -55,6 +56,7 @@ class Job(NamedTuple):
     eval_split: Split  # scored after each epoch
     test_split: Split  # scored once, at the end, if it is not the one above
     epoch_steps: int
+    layout: Layout
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
 
@@ -99,7 +101,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
                 _finish_epoch(job, state, step, {}, checkpoints, check)
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
-                    state = dataclasses.replace(state, loss_sum=jnp.float32(0))
+                    state = dataclasses.replace(state, loss_sum=job.layout.place(jnp.float32(0)))
                 with _open_epoch(job, step) as (batches, progress):
                     for batch in batches:
                         state, loss = job.train_step(state, batch)
@@ -124,7 +126,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
             network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
             record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
             embeddings = embed(job.embed_step, *network, job.test_split, config, check)
-            record |= score(embeddings, job.test_split.labels, config)
+            record = processes.record_of_first(record | score(embeddings, job.test_split.labels, config))
             log.record(record)
             log.line(f"test classes, at that epoch  {describe_scores(record)}")
 
@@ -140,27 +142,33 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
         train_split, eval_split = divide(train_split, held_out)
     epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
 
+    # Devices
+    classes = len(train_split.class_names)
+    layout = Layout(divided_classes=classes if config.optim.shard_proxies else None)
+    layout.check_batch_size(config.optim.batch_size)
+
     # Model
     optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
-    classes = len(train_split.class_names)
-    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed)
+    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed, layout=layout)
     start = None
     if config.model.weights:
-        network, batch_stats = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
+        loaded = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
+        network, batch_stats = layout.place(loaded)
         params = state.params | {"network": network}
         state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
         start = f"starting from the weights in {config.model.weights}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
-    train_step, embed_step = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
+    train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout)
+    embed_step = steps.make_embed_step(graph, layout)
 
     # Folder
     open_run(run, config)
-    log = MetricLog(run)
+    log = MetricLog(run, writes=processes.is_first())
     log.line(_describe(config, run, train_split, eval_split))
     if start:
         log.line(start)
-    return Job(config, log, train_split, eval_split, test_split, epoch_steps, train_step, embed_step), state
+    return Job(config, log, train_split, eval_split, test_split, epoch_steps, layout, train_step, embed_step), state
 
 
 @contextlib.contextmanager
@@ -169,7 +177,8 @@ def _open_epoch(job: Job, step: int) -> Iterator[tuple[Generator[dict[str, jax.A
     epoch, done = divmod(step, job.epoch_steps)
     batch_size = job.config.optim.batch_size
     options = {"batch_size": batch_size, "seed": job.config.seed, "epoch": epoch, "start_step": done}
-    batches = prefetch_to_device(training_batches(job.train_split, job.config.data, **options))
+    loaded = training_batches(job.train_split, job.config.data, **options, share=processes.share())
+    batches = prefetch_to_device(loaded, sharding=job.layout.batches)
     images = job.epoch_steps * batch_size
     with contextlib.closing(batches), Progress(f"epoch {epoch}", images=images, done=done * batch_size) as progress:
         yield batches, progress
@@ -192,6 +201,7 @@ def _finish_epoch(
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     record["evaluation_seconds"] = time.perf_counter() - start
+    record = processes.record_of_first(record)
     job.log.record(record)
     job.log.line(_describe_epoch(record))
     if job.best() == record:
@@ -236,6 +246,13 @@ def _describe_epoch(record: Record) -> str:
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or the config.py of an earlier run.")
 _RUN = flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.")
 
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.")
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "With --distributed outside Slurm and Kubernetes: host:port of the first process."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Likewise: how many processes there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Likewise: which of them this one is, from 0.", lower_bound=0)
+
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Reads the command line, with errors that a user can act on."""
@@ -258,6 +275,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 def main(_arguments: list[str]) -> None:
     config = _CONFIG.value
+    if _DISTRIBUTED.value:
+        if not _RUN.value:
+            raise UserError("--distributed needs --run, a folder that all processes share.")
+        processes.start(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     train(config, pathlib.Path(_RUN.value or default))
 

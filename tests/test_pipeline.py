@@ -159,6 +159,27 @@ def test_evaluation_of_whole_batches_has_no_padding(split):
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_the_shares_of_processes_make_up_the_batches(kind):
+    def load(**share) -> tuple[list[Batch], set[int]]:
+        images = Recorder(noise(11))
+        split = make_split(images)
+        images.read.clear()  # type checks have looked at some
+        if kind == "training":
+            options = {"batch_size": 4, "seed": 0, "epoch": 2, "start_step": 1}
+            return list(training_batches(split, CONFIG, **options, **share)), images.read
+        return list(evaluation_batches(split, CONFIG, batch_size=4, **share)), images.read
+
+    whole, read = load()
+    shares, shares_read = zip(*(load(share=(process, 2)) for process in range(2)), strict=True)
+    assert len(whole) == (1 if kind == "training" else 3)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows, strict=True)
+    assert shares_read[0] | shares_read[1] == read
+    assert not shares_read[0] & shares_read[1]
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
 def test_damaged_image_is_the_users_error_and_ends_the_threads(kind, split):
     images = list(split.images)
     images[5] = images[5][:-60]

@@ -5,12 +5,11 @@ import pathlib
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import trees
-from flax import nnx
+from tiny import TinyEmbedder
 
 from convert import __main__ as command
 from convert.torch_network import from_state_dict
@@ -19,24 +18,10 @@ from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
-from proxynca_jax.models.embedder import normalise, unit_vectors
-from proxynca_jax.models.layers import BatchNorm
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
 BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
-
-
-class TinyEmbedder(nnx.Module):
-    """Stands in for the network where the loop around it is looked at: it compiles in a second."""
-
-    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, rng: np.random.Generator):
-        self.norm = BatchNorm(3, momentum=batch_norm_momentum)
-        self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        colours = self.norm(normalise(images), train=train).mean((1, 2))
-        return unit_vectors(colours @ self.kernel[...])
 
 
 @pytest.fixture

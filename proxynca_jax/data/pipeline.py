@@ -20,6 +20,7 @@ from proxynca_jax.errors import UserError
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
 NO_LABEL = -1  # of the rows that only fill up a batch
+ALL = (0, 1)  # the share of a process that loads every row
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -38,7 +39,14 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def training_batches(
-    split: Split, config: DataConfig, *, batch_size: int, seed: int, epoch: int, start_step: int = 0
+    split: Split,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    share: tuple[int, int] = ALL,
 ) -> Generator[Batch, None, None]:
     """One epoch of training, in an order and with crops of its own.
 
@@ -51,6 +59,8 @@ def training_batches(
         seed: Of the run, at least 0.
         epoch: At least 0.
         start_step: The first step to yield; the images before it are not decoded.
+        share: This process's number, from 0, and that of all processes, which divides `batch_size`. It loads as large a
+            part of every batch's rows, and no other images.
 
     Returns:
         Batches of `image` uint8 RGB (B, H, W, 3) and `label` int32 (B,). Close it to stop early.
@@ -68,16 +78,19 @@ def training_batches(
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     # A slice keeps the positions that random_map seeds its generators by, so an epoch resumes with the same crops.
     examples = grain.MapDataset.range(len(split.labels)).seed(epoch_seed).shuffle().random_map(load)
-    return _batches(examples[start_step * batch_size : stop], batch_size, config.threads)
+    return _batches(examples[start_step * batch_size : stop], batch_size, config.threads, share)
 
 
-def evaluation_batches(split: Split, config: DataConfig, *, batch_size: int) -> Generator[Batch, None, None]:
+def evaluation_batches(
+    split: Split, config: DataConfig, *, batch_size: int, share: tuple[int, int] = ALL
+) -> Generator[Batch, None, None]:
     """All images in order, the last batch filled up so that every batch has the same shape.
 
     Args:
         split: The images to embed.
         config: How they become pixels, and with how many threads.
         batch_size: B, images per batch.
+        share: As for `training_batches`.
 
     Returns:
         Batches of `image` uint8 RGB (B, H, W, 3), `label` int32 (B,) and `mask` bool (B,). The mask is false for the
@@ -100,15 +113,25 @@ def evaluation_batches(split: Split, config: DataConfig, *, batch_size: int) -> 
         return {"image": eval_transform(image, config), "label": split.labels[index], "mask": np.True_}
 
     padded = -(-images // batch_size) * batch_size
-    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config.threads)
+    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config.threads, share)
 
 
-def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Generator[Batch, None, None]:
-    """Loads examples with `threads` threads and stacks them, in order; closing it ends the threads."""
+def _batches(
+    examples: grain.MapDataset, batch_size: int, threads: int, share: tuple[int, int]
+) -> Generator[Batch, None, None]:
+    """Loads a share of each batch's examples with `threads` threads and stacks them, in order; closing it ends them."""
+    process, processes = share
+    rows = batch_size // processes
+
+    def of_share(place: int) -> Example | None:
+        batch, row = divmod(place, rows)
+        return examples[batch * batch_size + process * rows + row]
+
     # Threads load images, not batches: all of them work on the batch that is due next, so an epoch's first batch comes
     # soon and its last ones keep every thread busy. Two batches wait ready beside the images that are being loaded.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * batch_size)
-    with contextlib.closing(iter(examples.to_iter_dataset(options).batch(batch_size))) as batches:
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * rows)
+    shared = grain.MapDataset.range(len(examples) // processes).map(of_share)
+    with contextlib.closing(iter(shared.to_iter_dataset(options).batch(rows))) as batches:
         yield from batches
 
 
@@ -120,15 +143,22 @@ def prefetch_to_device(
     Args:
         batches: Batches in the host's memory. Closed with this generator.
         size: How many batches to send ahead; each takes device memory.
-        sharding: Where to, and how to spread them; JAX's default device if None.
+        sharding: Where to, and how to spread them; JAX's default device if None. Many processes each give their share
+            of the rows, and receive whole batches.
 
     Yields:
         The same batches in the same order, as device arrays.
     """
+
+    def send(batch: Batch) -> dict[str, jax.Array]:
+        if sharding is None:
+            return jax.device_put(batch)
+        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
     sent: collections.deque[dict[str, jax.Array]] = collections.deque()
     with contextlib.closing(batches):
         for batch in batches:
-            sent.append(jax.device_put(batch, sharding))  # returns at once, before the copy is done
+            sent.append(send(batch))  # returns at once, before the copy is done
             if len(sent) > size:
                 yield sent.popleft()
         yield from sent

@@ -1,0 +1,175 @@
+"""One program on many devices: the same losses, proxies divided by class, and what a device then has to hold."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import Mesh
+
+from proxynca_jax import steps
+from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
+from proxynca_jax.errors import UserError
+from proxynca_jax.layout import AXIS, Layout
+from proxynca_jax.optim import make_optimizer
+
+REPOSITORY = Path(__file__).parents[1]
+DEVICES = (1, 2, 4, 8)
+BATCH, STEPS = 16, 4
+MANY = 1_000_000  # classes
+
+
+def on_eight_devices(call: str) -> Any:
+    """What a function of this module returns in a process of its own: JAX counts its devices once, when it starts."""
+    program = f"import json, sys; from tests import test_layout; json.dump(test_layout.{call}, sys.stdout)"
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths}
+    process = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(process.stdout)
+
+
+def layout_of(devices: int, divided_classes: int | None = None) -> Layout:
+    return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), divided_classes)
+
+
+def train(layout: Layout, loss: LossConfig, *, classes: int, optim: OptimConfig) -> dict[str, Any]:
+    """Some steps on images of which each device sees other classes, and so other statistics."""
+    config = ModelConfig(embedding_dim=8)
+    optimizer = make_optimizer(optim, steps_per_epoch=STEPS)
+    graph, state = steps.init_state(config, optimizer, classes=classes, seed=0, layout=layout)
+    train_step = steps.make_train_step(graph, loss, optimizer, layout=layout)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(STEPS):
+        labels = np.sort(rng.integers(0, classes, BATCH, np.int32))
+        images = np.clip(rng.normal(20 * labels[:, None, None, None], 30, (BATCH, 32, 32, 3)), 0, 255).astype(np.uint8)
+        state, value = train_step(state, jax.device_put({"image": images, "label": labels}, layout.batches))
+        losses.append(float(value))
+    embed_step = steps.make_embed_step(graph, layout)
+    embeddings = embed_step(state.params["network"], state.batch_stats, jax.device_put(images, layout.batches))
+    proxies = state.params["proxies"]
+    return {
+        "losses": losses,
+        "compiled": train_step._cache_size(),
+        "embeddings": np.asarray(embeddings).tolist(),
+        "proxies": np.asarray(proxies).tolist(),
+        "rows_per_device": [shard.data.shape[0] for shard in proxies.addressable_shards],
+    }
+
+
+CLASSES = 11  # which no number of devices divides
+TRAININGS = [("reference", devices, proxies) for proxies in ("whole", "divided") for devices in DEVICES]
+TRAININGS += [("paper", 1, "whole"), ("paper", 8, "divided")]
+
+
+def tiny_trainings() -> dict[str, dict[str, Any]]:
+    steps.Embedder = tiny.TinyEmbedder
+    losses = {"reference": LossConfig(), "paper": LossConfig(exclude_positive=True)}
+    optim = OptimConfig(learning_rate=0.01, proxy_learning_rate=0.1, epsilon=0.1)
+    found = {}
+    for form, devices, proxies in TRAININGS:
+        layout = layout_of(devices, CLASSES if proxies == "divided" else None)
+        found[f"{form} {devices} {proxies}"] = train(layout, losses[form], classes=CLASSES, optim=optim)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trainings() -> dict[str, dict[str, Any]]:
+    return on_eight_devices("tiny_trainings()")
+
+
+@pytest.mark.parametrize(("form", "devices", "proxies"), TRAININGS)
+def test_training_does_not_depend_on_the_number_of_devices(trainings, form, devices, proxies):
+    alone, found = trainings[f"{form} 1 whole"], trainings[f"{form} {devices} {proxies}"]
+    assert np.ptp(alone["losses"]) > 0.1  # there is something to get wrong
+    np.testing.assert_allclose(found["losses"], alone["losses"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["embeddings"], alone["embeddings"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["proxies"][:CLASSES], alone["proxies"], rtol=0, atol=1e-5)
+    assert found["compiled"] == 1
+
+
+@pytest.mark.parametrize(("devices", "rows"), [(1, 11), (2, 6), (4, 3), (8, 2)])
+def test_devices_hold_as_many_proxies_each(trainings, devices, rows):
+    training = trainings[f"reference {devices} divided"]
+    assert training["rows_per_device"] == [rows] * devices
+    assert not np.any(training["proxies"][CLASSES:])
+    assert trainings[f"reference {devices} whole"]["rows_per_device"] == [CLASSES] * devices
+
+
+def account(divided: bool) -> dict[str, Any]:
+    """Compiles a step with a million classes for 8 devices: bytes on each, and the elements of what they exchange."""
+    steps.Embedder = tiny.TinyEmbedder
+    layout = layout_of(8, MANY if divided else None)
+    optimizer = make_optimizer(OptimConfig(), steps_per_epoch=1)
+    graph, small = steps.init_state(ModelConfig(), optimizer, classes=8, seed=0, layout=layout)
+
+    def of_many(leaf: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+        shape = (MANY, *leaf.shape[1:]) if leaf.shape == small.params["proxies"].shape else leaf.shape
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    state = jax.tree.map(of_many, small, layout.shardings(small))
+    batch = {
+        "image": jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.uint8, sharding=layout.batches),
+        "label": jax.ShapeDtypeStruct((32,), jnp.int32, sharding=layout.batches),
+    }
+    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, layout=layout)
+    compiled = train_step.lower(state, batch).compile()
+    exchanged = re.findall(r"= (.*?) (?:all-|collective-|reduce-scatter|ragged-)[\w-]*\(", compiled.as_text())
+    shapes = [shape for result in exchanged for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+    memory = compiled.memory_analysis()
+    return {
+        "held": memory.argument_size_in_bytes,
+        "updated in place": memory.alias_size_in_bytes,
+        "for the step": memory.temp_size_in_bytes,
+        "exchanged": max(int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes),
+    }
+
+
+def accounts() -> dict[str, dict[str, Any]]:
+    return {"divided": account(True), "whole": account(False)}
+
+
+def test_memory_per_device_with_a_million_classes():
+    accounts = on_eight_devices("accounts()")
+    divided, whole = accounts["divided"], accounts["whole"]
+    for name, found in accounts.items():
+        print(f"{MANY:,} x 64 over 8 devices, {name}:", {key: f"{value:,}" for key, value in found.items()})
+    state = 3 * MANY * 64 * 4  # proxies and both of Adam's moments, in bytes
+    assert state / 8 < divided["updated in place"] <= divided["held"] < state / 8 + 1e6
+    assert state < whole["held"]
+    # The gradient, and a few arrays of the size of the logits.
+    assert divided["for the step"] < (64 + 10 * 32) * MANY / 8 * 4
+    # Embeddings and sums over the batch go around; proxies, gradients and logits stay where they are.
+    assert divided["exchanged"] <= 32 * 64
+    assert whole["exchanged"] == MANY * 64
+
+
+def real_losses() -> list[list[float]]:
+    """The first steps of the real network, at rates that leave rounding small."""
+    optim = OptimConfig(learning_rate=1e-4, proxy_learning_rate=1e-2)
+    return [train(layout_of(n), LossConfig(), classes=CLASSES, optim=optim)["losses"] for n in DEVICES]
+
+
+@pytest.mark.slow
+def test_the_network_has_the_same_losses_on_any_number_of_devices():
+    losses = np.array(on_eight_devices("real_losses()"))
+    print("largest distance from one device:", np.abs(losses - losses[0]).max(1))
+    np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=0, atol=1e-5)
+
+
+def test_batches_that_devices_cannot_divide_are_refused():
+    layout = Layout(Mesh(np.array(jax.devices() * 8), (AXIS,)))
+    layout.check_batch_size(32)
+    with pytest.raises(UserError, match=r"batch_size is 30, which 8 devices cannot divide evenly.*: 24 or 32\."):
+        layout.check_batch_size(30)
+    with pytest.raises(UserError, match=r"fit: 8\."):
+        layout.check_batch_size(5)
+    assert [layout.round_up(size) for size in (1, 8, 9, 64)] == [8, 8, 16, 64]

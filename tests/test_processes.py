@@ -1,0 +1,132 @@
+"""Two processes on loopback that train together, are killed, stopped and started again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import trees
+from test_train import EPOCH_STEPS, records, small
+
+from proxynca_jax import steps, train
+from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax.optim import make_optimizer
+from proxynca_jax.run_folder import open_run
+
+REPOSITORY = Path(__file__).parents[1]
+EPOCHS = 4
+# Runs the command line on the tiny network and, after some batches, ends the process or asks it to stop. Asked, it goes
+# on slowly: the word takes up to a second to get around.
+PROGRAM = """
+import os, signal, sys, time
+import tiny
+from absl import app, logging
+from proxynca_jax import metric_log, steps, train
+
+batches, number, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+logging.set_verbosity(logging.WARNING)
+steps.Embedder = tiny.TinyEmbedder
+advance, seen = metric_log.Progress.advance, 0
+
+def advance_and_signal(self, images):
+    global seen
+    advance(self, images)
+    seen += 1
+    if seen == batches:
+        os.kill(os.getpid(), number)
+    time.sleep(0.5 if 0 < batches <= seen else 0)
+
+metric_log.Progress.advance = advance_and_signal
+try:
+    app.run(train.main, flags_parser=train._parse_flags, argv=["train", *arguments])
+except train.Interrupted:
+    sys.exit(130)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_two(settings: Path, run: Path, signals: tuple[tuple[int, int], tuple[int, int]]) -> tuple[list[int], list[str]]:
+    """Both processes, with two devices each, until they end: their exit statuses and what they printed.
+
+    Args:
+        settings: a configuration file.
+        run: the run's folder.
+        signals: for each process, after how many batches it sends itself a signal (0: never), and which.
+    """
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": paths}
+    together = ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+    processes = []
+    for index, (batches, number) in enumerate(signals):
+        arguments = [str(batches), str(int(number)), f"--config={settings}", f"--run={run}", *together]
+        command = [sys.executable, "-c", PROGRAM, *arguments, f"--process_id={index}"]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], printed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run of one process, and one of two that went through everything."""
+    folder = tmp_path_factory.mktemp("processes")
+    trees.draw_folder(folder / "images", classes=4, images_per_class=13)
+    config = small(folder / "images", epochs=EPOCHS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "Embedder", tiny.TinyEmbedder)
+        train.train(config, folder / "alone")
+
+    config.optim.shard_proxies = True
+    open_run(folder / "settings", config)
+    settings, together = folder / "settings" / "config.py", folder / "together"
+    never, killed, asked = (0, 0), (2 + EPOCH_STEPS + 2 + 1, signal.SIGKILL), (2, signal.SIGINT)
+    statuses, _ = run_two(settings, together, (killed, killed))  # in epoch 1
+    assert statuses == [-signal.SIGKILL] * 2
+    assert [record["step"] for record in records(together)] == [0, EPOCH_STEPS]
+    statuses, printed = run_two(settings, together, (never, asked))  # one is asked, and both stop
+    assert statuses == [130, 130]
+    assert f"continuing from step {EPOCH_STEPS}, in epoch 1" in printed[0]
+    stopped = re.search(r"stopped at step (\d+), in epoch", printed[0])
+    assert stopped
+    assert EPOCH_STEPS < int(stopped[1]) < EPOCHS * EPOCH_STEPS
+    statuses, printed = run_two(settings, together, (never, never))
+    assert statuses == [0, 0]
+    assert f"continuing from step {stopped[1]}" in printed[0]
+    assert "epoch" not in printed[1]  # the first one speaks for both
+    return {"alone": folder / "alone", "together": together}
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(runs):
+    alone, together = records(runs["alone"]), records(runs["together"])
+    assert [record["step"] for record in together] == [EPOCH_STEPS * epoch for epoch in range(EPOCHS + 1)]
+    for ours, theirs in zip(together, alone, strict=True):
+        for name in ("train_loss", "recall_at_1", "recall_at_2", "nmi"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), rel=0, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_one_process_reads_what_two_wrote(runs, monkeypatch):
+    monkeypatch.setattr(steps, "Embedder", tiny.TinyEmbedder)
+    config = small(runs["alone"])
+    states = []
+    for run in runs.values():
+        classes = 2 if run == runs["alone"] else 4  # two, padded for four devices
+        optimizer = make_optimizer(config.optim, steps_per_epoch=EPOCH_STEPS)
+        _, state = steps.init_state(config.model, optimizer, classes=classes, seed=1)
+        with Checkpoints(run) as checkpoints:
+            states.append(checkpoints.restore(state))
+    alone, together = states
+    np.testing.assert_allclose(together.params["proxies"][:2], alone.params["proxies"], atol=1e-5)
+    np.testing.assert_allclose(together.params["network"]["kernel"], alone.params["network"]["kernel"], atol=1e-5)
+    assert int(together.step) == EPOCHS * EPOCH_STEPS
