@@ -5,6 +5,15 @@
 The embeddings are those of `benchmarks.metrics`, another set for each repeat; 10 restarts at CUB size, one at SOP size.
 The two take turns, each run in a process of its own. The first call in a process compiles ours, and is what a single
 scoring costs; the second is what each later one of a training run costs. scikit-learn's is called once.
+
+Measured on 2 cores of an AMD EPYC, otherwise idle (jax 0.10.2, scikit-learn 1.9.1), medians of 3 sets at CUB size, one
+set at SOP size:
+
+                             first call    later call    NMI
+    cub   device             2.57 s        0.56 s        91.51  90.11  91.48
+          scikit-learn       0.88 s        0.88 s        90.86  90.46  90.69
+    sop   device             20.7 s        18.6 s        89.91
+          scikit-learn       183 s         183 s         90.02
 """
 
 import argparse

@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 
 from proxynca_jax.checkpoint import KINDS
+from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import IMAGE_SUFFIXES, FileImages, load_splits
 from proxynca_jax.data.pipeline import NO_LABEL
@@ -117,4 +118,5 @@ def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_compiled_programs()
     main()

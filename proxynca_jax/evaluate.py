@@ -18,6 +18,7 @@ from absl import logging
 from jaxtyping import Float, Int
 
 from proxynca_jax.checkpoint import KINDS
+from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.embedding_files import read_embeddings
@@ -126,4 +127,5 @@ def _integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_compiled_programs()
     main()

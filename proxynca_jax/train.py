@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from proxynca_jax import processes, steps
 from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, training_batches
@@ -284,6 +285,7 @@ def main(_arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_compiled_programs()
     with exit_on_user_error():
         try:
             app.run(main, flags_parser=_parse_flags)

@@ -1,9 +1,9 @@
 """The entry points as a user meets them: a subprocess, its output and its exit status."""
 
-import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import trees
@@ -13,15 +13,17 @@ from proxynca_jax.data.split import PUBLISHED_COUNTS
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Programs compiled by one subprocess serve the next."""
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+@pytest.fixture(scope="module", autouse=True)
+def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs compiled by one subprocess serve the next, and the user's cache stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
-def run(*arguments: object, environment=None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
 MISTAKES = {
@@ -67,19 +69,19 @@ def test_a_config_file_that_cannot_be_used(written, told, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["cub", "cars", "sop"])
-def test_the_whole_network_trains_on_every_layout(dataset, tmp_path, environment):
+def test_the_whole_network_trains_on_every_layout(dataset, tmp_path):
     """Twenty steps with the published settings, on 227 pixels, then the same scores again from the folder."""
     draw = {"cub": trees.draw_cub, "cars": trees.draw_cars, "sop": trees.draw_sop}[dataset]
     draw(tmp_path / "tree", classes=4, images_per_class=20)
     options = [f"--config.data.root={tmp_path / 'tree'}", "--config.optim.batch_size=4", "--config.optim.epochs=2"]
     options += ["--config.evaluation.batch_size=8", "--config.log_every_steps=5"]
     command = ["proxynca_jax.train", "--config", f"configs/{dataset}.py", "--run", tmp_path / "run", *options]
-    result = run(*command, environment=environment)
+    result = run(*command)
     assert result.returncode == 0, result.stderr
     assert "starting from random weights" in result.stdout
     assert f"{PUBLISHED_COUNTS[dataset][0]:,}" in result.stderr  # the warning that the tree is a small one
     last = result.stdout.splitlines()[-2]
-    again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest", environment=environment)
+    again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest")
     assert again.returncode == 0, again.stderr
     scores = last[last.index("R@1") : last.index("  evaluated")]
     assert scores in again.stdout

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy.special
 
 from proxynca_jax.comparison.reference import Reference
 from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
@@ -55,7 +55,7 @@ def estimate(values: list[float]) -> Estimate:
         values: one per run, two or more.
     """
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    reach = float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / len(values) ** 0.5
     return Estimate(mean, deviation, mean - reach, mean + reach)
 
 

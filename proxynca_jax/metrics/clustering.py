@@ -4,9 +4,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import normalized_mutual_info_score
 
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.metrics.kmeans import kmeans
@@ -37,6 +34,8 @@ def nmi(
     Raises:
         UserError: the implementation is unknown.
     """
+    from sklearn.metrics import normalized_mutual_info_score  # here, since it takes a second
+
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"Unknown k-means {implementation!r}: {nearest(implementation, IMPLEMENTATIONS)}")
     assigned = IMPLEMENTATIONS[implementation](embeddings, len(np.unique(labels)), restarts, seed)
@@ -52,6 +51,9 @@ def _device(
 def _scikit_learn(
     embeddings: Float[np.ndarray, "images dim"], clusters: int, restarts: int, seed: int
 ) -> Int32[np.ndarray, " images"]:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     # Untyped, scikit-learn has the types of its defaults, here "auto".
     model = KMeans(clusters, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings():

@@ -1,0 +1,160 @@
+"""Lays our steps beside what this machine could do, and tells where their time goes.
+
+    python -m benchmarks.roofline [--steps train embed] [--batch_size 32] [--repeats 5]
+
+Two bounds: the FLOP of the compiled program at the speed of the machine's fastest matrix product, and the bytes that
+its operations read and write, each from and to memory, at the speed of a large copy. Both counts are the compiler's
+(`cost_analysis`). Neither is strict: small operands stay in caches, and while it computes a step copies too. Below are
+the seconds that a profile of one step gives to each kind of operation, added over threads. A fusion counts as the
+operation that it ends with.
+"""
+
+import argparse
+import collections
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.profiler import ProfileData
+
+from benchmarks.torch_step import CLASSES, make_batch
+from proxynca_jax import steps
+from proxynca_jax.bench import STEPS
+from proxynca_jax.config import ModelConfig, TrainConfig
+from proxynca_jax.model_flops import TRAINING, forward_flops, measured_matmul
+from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.optim import make_optimizer
+
+COPY_BYTES = 1 << 28
+REST = "BatchNorm, ReLU, loss, Adam"
+MOVING = "moving data"
+PARTS = ("forward", "backward", "update", "compiler")  # the last: what the compiler adds, copies into other layouts
+KINDS = {  # by the JAX operation that XLA names; a fusion has the name of its last one
+    "conv_general_dilated": "convolutions",
+    "dot_general": "matrix products",
+    **dict.fromkeys(("reduce_window_max", "reduce_window_sum", "select_and_scatter_add"), "pools"),
+    **dict.fromkeys(("copy", "transpose", "concatenate", "stack", "pad", "slice", "reshape", "rev"), MOVING),
+}
+
+
+def measured_copy() -> float:
+    """Bytes a second, read and written, of the fastest of a few passes over a large array, in place."""
+    array = jnp.ones(COPY_BYTES // 4, jnp.float32)
+    step = jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()
+
+    def run() -> jax.Array:
+        nonlocal array
+        array = step(array)
+        return array
+
+    return 2 * COPY_BYTES / min(seconds(run) for _ in range(5))
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Callable[[], Any]]]:
+    """Our two steps: compiled, and as a call that runs them once."""
+    config = TrainConfig()
+    optimizer = make_optimizer(config.optim, steps_per_epoch=100)
+    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
+    images, labels = jax.device_put(make_batch(batch_size))
+    batch = {"image": images, "label": labels}
+    train = steps.make_train_step(graph, config.loss, optimizer).lower(state, batch).compile()
+    network = jax.tree.map(jnp.copy, (state.params["network"], state.batch_stats))
+    embed = steps.make_embed_step(graph).lower(*network, images).compile()
+
+    def run_training() -> Any:
+        nonlocal state
+        state, loss = train(state, batch)
+        return state, loss
+
+    return {"train": (train, run_training), "embed": (embed, lambda: embed(*network, images))}
+
+
+def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tuple[str, str], float]:
+    """Seconds by kind of operation and pass."""
+    names = dict(re.findall(r'^ *(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', program.as_text(), re.MULTILINE))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        spent = collections.defaultdict(float)
+        for operation, nanoseconds in operations(ProfileData.from_file(str(path))):
+            name = names.get(operation, "")
+            kind = KINDS.get(name.rpartition("/")[2], REST) if name else MOVING
+            spent[kind, part_of(name)] += nanoseconds / 1e9
+    return dict(spent)
+
+
+def part_of(name: str) -> str:
+    """The part of a step, one of PARTS, in which JAX wrote an operation, by its name."""
+    if not name:
+        return "compiler"
+    if "transpose(" in name:
+        return "backward"
+    return "forward" if "jvp(" in name or "train_step" not in name else "update"
+
+
+def operations(profile: ProfileData) -> Iterator[tuple[str, float]]:
+    """Each operation's name in the compiled program and its nanoseconds."""
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                if operation := dict(event.stats).get("hlo_op"):
+                    yield str(operation), event.duration_ns
+
+
+def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Callable[[], Any], repeats: int) -> None:
+    """Measures a step and prints it beside its bounds."""
+    flops_per_second, bytes_per_second = measured_matmul("float32"), measured_copy()
+    jax.block_until_ready(call())
+    measured = statistics.median(seconds(call) for _ in range(repeats))
+    cost = program.cost_analysis()
+    assert cost is not None
+    passes = TRAINING if step == "train" else 1
+    model = passes * batch_size * forward_flops(BN_INCEPTION.image_size, ModelConfig().embedding_dim)
+    print(f"{step}, batch {batch_size}: {measured:.3f} s, {batch_size / measured:.1f} images/s")
+    for what, amount, speed, unit in (
+        ("model FLOP", model, flops_per_second, "GFLOP"),
+        ("compiled FLOP", cost["flops"], flops_per_second, "GFLOP"),
+        ("bytes accessed", cost["bytes accessed"], bytes_per_second, "GB"),
+    ):
+        bound = f"{amount / speed:7.3f} s, {amount / speed / measured:4.0%} of the step"
+        print(f"  {what:14} {amount / 1e9:8.1f} {unit:5} at {speed / 1e9:6.1f} {unit}/s: {bound}")
+    print_kinds(profiled(program, call))
+
+
+def print_kinds(spent: dict[tuple[str, str], float]) -> None:
+    whole = sum(spent.values())
+    parts = [part for part in PARTS if any(found == part for _, found in spent)]
+    print(f"  {'seconds, over threads':28}" + "".join(f"{part:>10}" for part in [*parts, "share"]))
+    for kind in dict.fromkeys([*KINDS.values(), REST]):
+        row = [spent.get((kind, part), 0.0) for part in parts]
+        print(f"  {kind:28}" + "".join(f"{value:10.3f}" for value in row) + f"{sum(row) / whole:10.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
+    programs = compiled_steps(arguments.batch_size)
+    for step in arguments.steps:
+        report(step, arguments.batch_size, *programs[step], arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

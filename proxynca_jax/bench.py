@@ -1,0 +1,275 @@
+"""Measures how fast this machine trains and embeds, at the reference's image size and with the real input pipeline.
+
+    python -m proxynca_jax.bench [--steps train embed] [--placements host] [--dtypes float32] [--batch_size 32]
+
+The images are made up, JPEG files of 500 × 375 pixels in memory, so nothing is needed and no disk is measured. Each row
+runs in a process of its own. What comes first, compilation included, is timed apart and never comes from a cache. Then
+follow steps that are not counted and those that are, one after the other as in training: "step" is their mean, waits
+for images included, and "data wait" the share of the time for which the device had nothing to do but wait for images.
+Memory is the device's peak or, where a device does not tell, the peak of the process above what it held with the
+libraries loaded, compiler included. MFU is the model FLOP of a step (`model_flops`) over what the device could have
+done in that time at its peak. A GPU's rows become seconds an epoch of CUB, Cars and SOP, estimated. The last line is
+all of it as JSON.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from proxynca_jax import steps
+from proxynca_jax.config import DataConfig, ModelConfig, TrainConfig
+from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device, training_batches
+from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.model_flops import TRAINING, forward_flops, peak_flops
+from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.optim import make_optimizer
+
+STEPS = ("train", "embed")
+PLACEMENTS = ("host",)
+DTYPES = ("float32",)
+CLASSES = 100  # CUB's
+PHOTOGRAPHS = 64  # different ones, used again and again
+REFERENCE_SECONDS = {"cub": 36, "cars": 35, "sop": 194}  # of training, an epoch, as the reference logged on a Titan X
+
+
+class Variant(NamedTuple):
+    """What one row measures."""
+
+    step: str  # one of STEPS
+    placement: str  # one of PLACEMENTS; images to embed always come from the host
+    dtype: str  # one of DTYPES
+    batch_size: int
+
+
+class Counts(NamedTuple):
+    """How many steps a row takes after the first."""
+
+    uncounted: int
+    counted: int
+
+
+CPU_COUNTS = Counts(uncounted=1, counted=3)  # a step takes seconds
+COUNTS = Counts(uncounted=20, counted=200)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A row of the table."""
+
+    step: str  # one of STEPS
+    variant: str
+    batch_size: int
+    step_seconds: float
+    first_step_seconds: float
+    peak_mb: float
+    peak_flops: float  # FLOP/s
+    data_wait_share: float | None = None  # None: the images lie on the device
+
+    def images_per_second(self) -> float:
+        return self.batch_size / self.step_seconds
+
+    def utilisation(self) -> float:
+        """Model FLOP over what the device could have done in the time, 0 to 1."""
+        passes = TRAINING if self.step == "train" else 1
+        flops = passes * forward_flops(BN_INCEPTION.image_size, ModelConfig().embedding_dim)
+        return flops * self.images_per_second() / self.peak_flops
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        derived = {"images_per_second": self.images_per_second(), "model_flops_utilisation": self.utilisation()}
+        return dataclasses.asdict(self) | derived
+
+
+def photographs(images: int) -> Split:
+    """JPEG files with detail at every scale, about 100 kB each, of `CLASSES` classes."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(PHOTOGRAPHS):
+        pixels = np.zeros((375, 500, 3), np.float32)
+        for columns, contrast in ((4, 90), (16, 45), (64, 25), (500, 12)):
+            noise = rng.uniform(0, 255, (columns * 3 // 4, columns, 3)).astype(np.uint8)
+            layer = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
+            pixels += (np.asarray(layer, np.float32) - 128) * (contrast / 128)
+        file = io.BytesIO()
+        Image.fromarray(np.clip(pixels + 128, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return Split(
+        images=[files[row % PHOTOGRAPHS] for row in range(images)],
+        names=[f"photograph {row % PHOTOGRAPHS}" for row in range(images)],
+        labels=np.arange(images, dtype=np.int32) % CLASSES,
+        class_names=tuple(f"class {label}" for label in range(CLASSES)),
+    )
+
+
+def measure(variant: Variant, peak: float) -> Measurement:
+    """Measures one row in this process.
+
+    Args:
+        variant: what to measure.
+        peak: FLOP/s that the device can reach.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    before_mb = peak_mb()
+    counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS
+    config = TrainConfig(data=DataConfig(), model=ModelConfig())
+    # Enough for the pipeline to be still at work when the last counted step ends.
+    split = photographs((1 + sum(counts) + 8) * variant.batch_size)
+    compute, batches = {"train": _training, "embed": _embedding}[variant.step](config, split, variant)
+    with contextlib.closing(batches):
+        first_step_seconds, step_seconds, data_wait_share = _time(compute, batches, counts)
+    return Measurement(
+        step=variant.step,
+        variant=f"{variant.placement} {variant.dtype}",
+        batch_size=variant.batch_size,
+        step_seconds=step_seconds,
+        first_step_seconds=first_step_seconds,
+        peak_mb=peak_mb() - before_mb,
+        peak_flops=peak,
+        data_wait_share=data_wait_share,
+    )
+
+
+Batches = Generator[dict[str, jax.Array], None, None]
+Compute = Callable[[dict[str, jax.Array]], jax.Array]
+
+
+def _training(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
+    optimizer = make_optimizer(config.optim, steps_per_epoch=1000)
+    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
+    train_step = steps.make_train_step(graph, config.loss, optimizer)
+
+    def compute(batch: dict[str, jax.Array]) -> jax.Array:
+        nonlocal state
+        state, loss = train_step(state, batch)
+        return loss
+
+    batches = training_batches(split, config.data, batch_size=variant.batch_size, seed=0, epoch=0)
+    return compute, prefetch_to_device(batches)
+
+
+def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
+    graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(0))
+    embed_step = steps.make_embed_step(graph)
+    batches = evaluation_batches(split, config.data, batch_size=variant.batch_size)
+    return lambda batch: embed_step(network, batch_stats, batch["image"]), prefetch_to_device(batches)
+
+
+def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, float, float]:
+    """Seconds of the first step and, on average, of the counted ones, and the share that they waited for images."""
+    batch = next(batches)
+    start = time.perf_counter()
+    result = compute(batch).block_until_ready()
+    first_seconds = time.perf_counter() - start
+    for batch in itertools.islice(batches, counts.uncounted):
+        compute(batch).block_until_ready()
+    waited, start = 0.0, time.perf_counter()
+    for _ in range(counts.counted):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        result = compute(batch)
+    result.block_until_ready()
+    seconds = time.perf_counter() - start
+    return first_seconds, seconds / counts.counted, waited / seconds
+
+
+def peak_mb() -> float:
+    """The most memory that JAX's default device, or else this process, has held so far."""
+    if statistics := jax.devices()[0].memory_stats():
+        return statistics["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def describe_device() -> tuple[str, str]:
+    """JAX's platform, and a line for people."""
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, jax {jax.__version__}"
+
+
+def print_table(rows: Sequence[Measurement], baseline: Measurement) -> None:
+    """Prints rows of one step, with each one's speed as a multiple of the baseline's."""
+    columns = f"{'images/s':>9} {'ratio':>6} {'step ms':>9} {'data wait':>9} {'first s':>8} {'peak MB':>8} {'MFU':>6}"
+    print(f"{baseline.step + f', batch {baseline.batch_size}':24} {columns}")
+    for row in rows:
+        wait = "" if row.data_wait_share is None else f"{row.data_wait_share:.1%}"
+        speed, ratio = row.images_per_second(), row.images_per_second() / baseline.images_per_second()
+        times = f"{1000 * row.step_seconds:9.1f} {wait:>9} {row.first_step_seconds:8.1f}"
+        print(f"  {row.variant:22} {speed:9.1f} {ratio:6.2f} {times} {row.peak_mb:8,.0f} {row.utilisation():6.1%}")
+
+
+def epoch_seconds(row: Measurement) -> dict[str, float]:
+    """Seconds that an epoch of each data set would take to train at a row's speed, by whole batches."""
+    steps = {dataset: training // row.batch_size for dataset, (training, _) in PUBLISHED_COUNTS.items()}
+    return {dataset: count * row.step_seconds for dataset, count in steps.items()}
+
+
+def print_epochs(rows: Sequence[Measurement]) -> None:
+    print(f"seconds of training an epoch, from {COUNTS.counted} steps with {CLASSES} classes, not measured on the data")
+    print("".join([f"{'':24}", *(f"{dataset:>9}" for dataset in REFERENCE_SECONDS)]))
+    print("".join([f"  {'reference, Titan X':22}", *(f"{seconds:9.0f}" for seconds in REFERENCE_SECONDS.values())]))
+    for row in rows:
+        print("".join([f"  {row.variant:22}", *(f"{seconds:9.1f}" for seconds in epoch_seconds(row).values())]))
+
+
+def variants(options: argparse.Namespace) -> list[list[Variant]]:
+    """The rows of each step."""
+    placements = {"train": options.placements, "embed": ["host"]}
+    return [
+        [
+            Variant(step, placement, dtype, options.batch_size)
+            for dtype, placement in itertools.product(options.dtypes, placements[step])
+        ]
+        for step in options.steps
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m proxynca_jax.bench",
+        description=f"{__doc__}\nOn 2 cores and no GPU the defaults take about two minutes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--batch_size", type=int, default=32, metavar="B", help="images (default: %(default)s)")
+    options = parser.parse_args()
+    platform, device = in_own_process(describe_device)
+    peaks = {dtype: in_own_process(peak_flops, dtype) for dtype in options.dtypes}
+    described = (f"{dtype} {peak / 1e12:.3g} TFLOP/s ({source})" for dtype, (peak, source) in peaks.items())
+    print(f"{device}; peak {', '.join(described)}", flush=True)
+    rows = []
+    for group in variants(options):
+        found = [in_own_process(measure, variant, peaks[variant.dtype][0]) for variant in group]
+        print_table(found, found[0])
+        rows += found
+    report: dict[str, Any] = {"device": device, "rows": [row.record() for row in rows]}
+    trained = [row for row in rows if row.step == "train"]
+    if trained and platform == "gpu":
+        print_epochs(trained)
+        report["epoch_seconds"] = {row.variant: epoch_seconds(row) for row in trained}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from proxynca_jax import bench
+from proxynca_jax.data.transforms import decode
+
+ROW = bench.Measurement(
+    step="train",
+    variant="host float32",
+    batch_size=32,
+    step_seconds=0.5,
+    first_step_seconds=20.0,
+    peak_mb=100.0,
+    peak_flops=1e12,
+    data_wait_share=0.01,
+)
+
+
+def test_the_photographs_are_the_same_every_time():
+    first, second = bench.photographs(70), bench.photographs(70)
+    assert first.images == second.images
+    assert first.images[64] == first.images[0] != first.images[1]
+    assert decode(first.images[0], "first").size == (500, 375)
+    assert np.array_equal(first.labels[[0, 69]], [0, 69])
+
+
+def test_speed_and_utilisation():
+    assert ROW.images_per_second() == 64
+    assert ROW.utilisation() == pytest.approx(3 * 4.0977e9 * 64 / 1e12, rel=1e-4)
+    embedding = dataclasses.replace(ROW, step="embed")
+    assert embedding.utilisation() == ROW.utilisation() / 3
+
+
+def test_an_epoch_has_whole_batches():
+    assert bench.epoch_seconds(ROW) == {"cub": 183 * 0.5, "cars": 251 * 0.5, "sop": 1860 * 0.5}
+
+
+def test_the_table_compares_with_the_baseline(capsys):
+    bench.print_table([ROW, dataclasses.replace(ROW, variant="twice", step_seconds=0.25)], ROW)
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:5] == ["host", "float32", "64.0", "1.00", "500.0"]
+    assert second.split()[:4] == ["twice", "128.0", "2.00", "250.0"]
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_json():
+    words = [sys.executable, "-m", "proxynca_jax.bench", "--steps", "embed", "--batch_size", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert [row["variant"] for row in rows] == [f"host {dtype}" for dtype in bench.DTYPES]
+    assert all(0 < row["model_flops_utilisation"] < 1 and row["peak_mb"] > 0 for row in rows)

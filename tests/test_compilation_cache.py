@@ -1,0 +1,42 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+PROGRAM = """
+import jax
+from proxynca_jax.compilation_cache import keep_compiled_programs
+
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
+keep_compiled_programs()
+x = jax.jit(lambda key: jax.random.normal(key, (64, 64)) @ jax.random.normal(key, (64,)))(jax.random.key(0))
+print(events.count("cache_hits"), events.count("cache_misses"), bytes(x).hex())
+"""
+
+
+def run(**variables: pathlib.Path) -> list[str]:
+    """What the program prints: hits and misses of the cache, and the result's bytes."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    environment = inherited | {name: str(path) for name, path in variables.items()}
+    program = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert (program.returncode, program.stderr) == (0, "")
+    return program.stdout.split()
+
+
+def test_a_program_is_compiled_once_and_computes_the_same_to_the_last_bit(tmp_path):
+    hits, misses, compiled = run(XDG_CACHE_HOME=tmp_path)
+    assert hits == "0"
+    assert misses != "0"
+    assert run(XDG_CACHE_HOME=tmp_path) == [misses, "0", compiled]
+    assert [path.name for path in tmp_path.iterdir()] == ["proxynca_jax"]
+
+
+def test_the_users_own_cache_stays_the_users_choice(tmp_path):
+    run(XDG_CACHE_HOME=tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=tmp_path / "theirs")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_without_a_place_to_write_to_every_run_compiles(tmp_path):
+    (tmp_path / "file").touch()
+    assert run(XDG_CACHE_HOME=tmp_path / "file")[:2] == ["0", "0"]
