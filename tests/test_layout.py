@@ -23,15 +23,14 @@ from proxynca_jax.optim import make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 DEVICES = (1, 2, 4, 8)
-BATCH, STEPS = 16, 4
 MANY = 1_000_000  # classes
 
 
-def on_eight_devices(call: str) -> Any:
+def on_eight_devices(call: str, **variables: str) -> Any:
     """What a function of this module returns in a process of its own: JAX counts its devices once, when it starts."""
     program = f"import json, sys; from tests import test_layout; json.dump(test_layout.{call}, sys.stdout)"
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths} | variables
     process = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(process.stdout)
 
@@ -40,17 +39,21 @@ def layout_of(devices: int, divided_classes: int | None = None) -> Layout:
     return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), divided_classes)
 
 
-def train(layout: Layout, loss: LossConfig, *, classes: int, optim: OptimConfig) -> dict[str, Any]:
+def train(
+    layout: Layout, loss: LossConfig, *, classes: int, optim: OptimConfig, batch_size: int = 16, count: int = 4
+) -> dict[str, Any]:
     """Some steps on images of which each device sees other classes, and so other statistics."""
     config = ModelConfig(embedding_dim=8)
-    optimizer = make_optimizer(optim, steps_per_epoch=STEPS)
+    optimizer = make_optimizer(optim, steps_per_epoch=count)
     graph, state = steps.init_state(config, optimizer, classes=classes, seed=0, layout=layout)
     train_step = steps.make_train_step(graph, loss, optimizer, layout=layout)
     rng = np.random.default_rng(0)
     losses = []
-    for _ in range(STEPS):
-        labels = np.sort(rng.integers(0, classes, BATCH, np.int32))
-        images = np.clip(rng.normal(20 * labels[:, None, None, None], 30, (BATCH, 32, 32, 3)), 0, 255).astype(np.uint8)
+    for _ in range(count):
+        labels = np.sort(rng.integers(0, classes, batch_size, np.int32))
+        images = np.clip(rng.normal(20 * labels[:, None, None, None], 30, (batch_size, 32, 32, 3)), 0, 255).astype(
+            np.uint8
+        )
         state, value = train_step(state, jax.device_put({"image": images, "label": labels}, layout.batches))
         losses.append(float(value))
     embed_step = steps.make_embed_step(graph, layout)
@@ -153,16 +156,16 @@ def test_memory_per_device_with_a_million_classes():
 
 
 def real_losses() -> list[list[float]]:
-    """The first steps of the real network, at rates that leave rounding small."""
-    optim = OptimConfig(learning_rate=1e-4, proxy_learning_rate=1e-2)
-    return [train(layout_of(n), LossConfig(), classes=CLASSES, optim=optim)["losses"] for n in DEVICES]
+    """The first steps of the real network, at rates and with a batch that leave rounding small."""
+    options = {"optim": OptimConfig(learning_rate=1e-6, proxy_learning_rate=1e-2), "batch_size": 64, "count": 2}
+    return [train(layout_of(n), LossConfig(), classes=CLASSES, **options)["losses"] for n in DEVICES]
 
 
 @pytest.mark.slow
 def test_the_network_has_the_same_losses_on_any_number_of_devices():
-    losses = np.array(on_eight_devices("real_losses()"))
-    print("largest distance from one device:", np.abs(losses - losses[0]).max(1))
-    np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=0, atol=1e-5)
+    losses = np.array(on_eight_devices("real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
+    print("losses on one device, and distances from them:", losses[0], *(losses[1:] - losses[0]))
+    np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
 
 
 def test_batches_that_devices_cannot_divide_are_refused():
