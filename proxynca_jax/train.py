@@ -208,7 +208,7 @@ def _open_epoch(job: Job, step: int) -> Iterator[tuple[Iterator[steps.Batch], Pr
     epoch, done = divmod(step, job.epoch_steps)
     batch_size = job.config.optim.batch_size
     options = {"batch_size": batch_size, "seed": job.config.seed, "epoch": epoch, "start_step": done}
-    options |= {"share": processes.share()}
+    share = processes.share()
     if job.resident is None:
         made, resident = training_batches(job.train_split, job.config.data, **options, share=share), {}
     else:
