@@ -14,6 +14,7 @@ from typing import Any
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_size
 
+PLACEMENTS = ("host", "device")  # where training images are cropped: as they are read, or in device memory
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
 KMEANS = ("scikit-learn", "device")
@@ -30,7 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "data.eval_fraction": (TINY, 1),
     "data.split_seed": SEEDS,
     "data.crop_aspect_max": (1, math.inf),
-    "data.threads": (1, 1024),
+    "data.max_side": (0, math.inf),
+    "data.threads": (0, 1024),
     "model.embedding_dim": COUNT,
     "model.batch_norm_momentum": (0, 1),
     "loss.embedding_scale": (TINY, math.inf),
@@ -65,7 +67,10 @@ class DataConfig:
     crop_area_max: float = 1.0  # largest share of the image's area in a training crop
     crop_aspect_max: float = 4 / 3  # widest aspect ratio of a training crop; the narrowest is its inverse
     horizontal_flip: bool = True  # mirror half of the training images
-    threads: int = 16  # decoding threads of the input pipeline; the images do not depend on it
+    placement: str = "host"  # one of PLACEMENTS; "device" holds all training images in device memory
+    max_side: int = 0  # pixels; training images whose longer side is above it are shrunk to it before crops; 0: none
+    cache: str = ""  # a folder to keep decoded images in, written once; empty: none. The images do not depend on it
+    threads: int = 0  # decoding threads, 0 for one a core; the images do not depend on it
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -156,6 +161,8 @@ def _faults(config: TrainConfig) -> Iterator[str]:
         yield f"data.dataset is {data.dataset!r}: {nearest(data.dataset, DATASETS)}"
     elif data.dataset != "glyphs" and not data.root:
         yield f"data.root is empty; {data.dataset} needs its directory: --config.data.root=/path/to/{data.dataset}"
+    if data.placement not in PLACEMENTS:
+        yield f"data.placement is {data.placement!r}: {nearest(data.placement, PLACEMENTS)}"
     if not is_valid_image_size(data.image_size):
         yield f"data.image_size: {invalid_image_size(data.image_size)}"
     if data.resize_size < data.image_size:

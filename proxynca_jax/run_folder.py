@@ -10,7 +10,7 @@ from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
 
 # A run may go on for longer, elsewhere or with more threads: its steps stay the same.
-FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.threads", "log_every_steps"})
+FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"})
 
 CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxynca_jax.train --config <this file>"""
 

@@ -10,12 +10,13 @@ the latest and the best state. The same command with the same `--run` continues 
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,8 +28,10 @@ from proxynca_jax import processes, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig, flatten
+from proxynca_jax.data.cache import cached
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.pipeline import prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
@@ -37,6 +40,7 @@ from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 from proxynca_jax.scoring import embed, score
+from proxynca_jax.stalls import Stalls
 from proxynca_jax.weights import load_pretrained
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
@@ -59,6 +63,7 @@ class Job(NamedTuple):
     layout: Layout
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
+    resident: ResidentImages | None = None  # the training images, where they are placed on the device
 
     def evaluations(self) -> list[Record]:
         """The records of the evaluations before training and after each epoch."""
@@ -88,6 +93,9 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
     job, state = _prepare(config, run)
     log, epoch_steps = job.log, job.epoch_steps
     with Checkpoints(run) as checkpoints, stop_on_signal() as check:
+        # Images
+        job = _bring_images(job, check)
+
         # Restore
         step = checkpoints.latest_step() or 0
         if step:
@@ -102,16 +110,23 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
                     state = dataclasses.replace(state, loss_sum=job.layout.place(jnp.float32(0)))
-                with _open_epoch(job, step) as (batches, progress):
-                    for batch in batches:
+                with _open_epoch(job, step) as (batches, progress, stalls):
+                    for batch in stalls.waiting(batches):
                         state, loss = job.train_step(state, batch)
+                        stalls.computing(loss)
                         step += 1
                         progress.advance(config.optim.batch_size)
                         if step % config.log_every_steps == 0:
-                            progress.show(f"loss {_finite(loss, step, config):.4f}")
+                            waited = stalls.seconds / progress.seconds()
+                            progress.show(f"loss {_finite(loss, step, config):.4f}  data wait {waited:.0%}")
                         check()
                     _finite(state.loss_sum, step, config)  # waits for the device
-                pace = {"train_seconds": progress.seconds(), "images_per_second": progress.images_per_second()}
+                    seconds, speed = progress.seconds(), progress.images_per_second()
+                pace = {
+                    "train_seconds": seconds,
+                    "images_per_second": speed,
+                    "data_wait_share": stalls.seconds / seconds,
+                }
                 _finish_epoch(job, state, step, pace, checkpoints, check)
         except Interrupted:
             _finite(state.loss_sum, step, config)
@@ -159,7 +174,9 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
         start = f"starting from the weights in {config.model.weights}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
-    train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout)
+    on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
+    options = on_device if config.data.placement == "device" else {}
+    train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
     embed_step = steps.make_embed_step(graph, layout)
 
     # Folder
@@ -171,17 +188,45 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
     return Job(config, log, train_split, eval_split, test_split, epoch_steps, layout, train_step, embed_step), state
 
 
+def _bring_images(job: Job, check: Callable[[], None]) -> Job:
+    """Decodes the images into the cache, and training images onto the device, if they are to be there."""
+    data = job.config.data
+    if data.cache:
+        job.log.line(f"decoded images are kept in {data.cache}")
+        if not processes.is_first():
+            processes.wait_for_all("the cache")
+        # Many processes have to check equally often, and all but the first find the cache made.
+        options = {"check": check} if jax.process_count() == 1 else {}
+        train_split = cached(job.train_split, data, max_side=data.max_side, **options)
+        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, **options))
+        if processes.is_first():
+            processes.wait_for_all("the cache")
+    if data.placement == "device":
+        resident = upload(job.train_split, data, job.layout, check)
+        job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
+        job = job._replace(resident=resident)
+    return job
+
+
 @contextlib.contextmanager
-def _open_epoch(job: Job, step: int) -> Iterator[tuple[Generator[dict[str, jax.Array], None, None], Progress]]:
-    """The batches that are left of the epoch that `step` begins or lies in, on the device, and their progress."""
+def _open_epoch(job: Job, step: int) -> Iterator[tuple[Iterator[steps.Batch], Progress, Stalls]]:
+    """The batches left of the epoch that `step` begins or lies in, on the device, their progress and their stalls."""
     epoch, done = divmod(step, job.epoch_steps)
     batch_size = job.config.optim.batch_size
     options = {"batch_size": batch_size, "seed": job.config.seed, "epoch": epoch, "start_step": done}
-    loaded = training_batches(job.train_split, job.config.data, **options, share=processes.share())
-    batches = prefetch_to_device(loaded, sharding=job.layout.batches)
-    images = job.epoch_steps * batch_size
-    with contextlib.closing(batches), Progress(f"epoch {epoch}", images=images, done=done * batch_size) as progress:
-        yield batches, progress
+    options["share"] = processes.share()
+    if job.resident is None:
+        made, resident = training_batches(job.train_split, job.config.data, **options), {}
+    else:
+        made = crop_batches(job.train_split, job.resident.sizes, job.config.data, **options)
+        resident = {"pixels": job.resident.pixels}
+    images, seen = job.epoch_steps * batch_size, done * batch_size
+    with (
+        contextlib.closing(prefetch_to_device(made, sharding=job.layout.batches)) as batches,
+        Progress(f"epoch {epoch}", images=images, done=seen) as progress,
+        Stalls() as stalls,
+    ):
+        yield (batch | resident for batch in batches), progress, stalls
 
 
 def _finish_epoch(
@@ -240,6 +285,7 @@ def _describe_epoch(record: Record) -> str:
         parts.append(f"loss {record['train_loss']:.4f}")
     if "train_seconds" in record:
         parts.append(f"{record['train_seconds']:.1f} s  {record['images_per_second']:.1f} img/s")
+        parts.append(f"data wait {record['data_wait_share']:.0%}")
     return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
 
 

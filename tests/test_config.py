@@ -26,7 +26,8 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "data.crop_area_min": ([1e-9, 1.0], [0.0, 1.001]),
     "data.crop_area_max": ([0.08, 1.0], [0.079, 1.001]),
     "data.crop_aspect_max": ([1.0], [0.999]),
-    "data.threads": ([1, 1024], [0, 1025]),
+    "data.max_side": ([0, 1], [-1]),
+    "data.threads": ([0, 1024], [-1, 1025]),
     "model.embedding_dim": ([1], [0]),
     "model.batch_norm_momentum": ([0.0, 1.0], [-0.001, 1.001]),
     "loss.embedding_scale": ([1e-9], [0.0, -3.0]),
@@ -129,6 +130,7 @@ def test_all_faults_in_one_error():
     [
         ({"data.root": ""}, "--config.data.root="),
         ({"evaluation.nmi_average": "aritmetic"}, "did you mean 'arithmetic'?"),
+        ({"data.placement": "devise"}, "did you mean 'device'?"),
         ({"evaluation.protocol": "validate"}, "did you mean 'validation'?"),
         ({"evaluation.recall_at": (), "checkpoint.best_metric": "nmi"}, "one K or more"),
         ({"evaluation.recall_at": (1, 0)}, "(1, 0)"),
@@ -206,7 +208,7 @@ def test_run_does_not_continue_with_another(name, config, tmp_path):
     before = flatten(config)[name]
     *groups, field = name.split(".")
     setattr(functools.reduce(getattr, groups, config), field, other(before))
-    if name in ("optim.epochs", "data.root", "data.threads", "log_every_steps"):
+    if name in ("optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"):
         open_run(tmp_path, config)
         assert read_config(tmp_path) == config
     else:

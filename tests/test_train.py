@@ -1,5 +1,6 @@
 """The training program on small trees: what it writes, that it learns, stops, continues and refuses."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from convert.torch_network import from_state_dict
 from proxynca_jax import metric_log, steps, train, weights
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from proxynca_jax.data.resident import crops
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
 from proxynca_jax.optim import make_optimizer
@@ -36,11 +38,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
-def small(root: pathlib.Path, **optim) -> TrainConfig:
+def small(root: pathlib.Path, placement: str = "host", **optim) -> TrainConfig:
     """Two epochs of three steps on 32 pixels."""
     return TrainConfig(
         log_every_steps=2,
-        data=DataConfig(dataset="folder", root=str(root), image_size=32, resize_size=32, crop_area_min=0.5, threads=2),
+        data=DataConfig(
+            dataset="folder",
+            root=str(root),
+            image_size=32,
+            resize_size=32,
+            crop_area_min=0.5,
+            placement=placement,
+            threads=2,
+        ),
         model=ModelConfig(batch_norm_momentum=0.9),
         optim=OptimConfig(
             **{"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3, "proxy_learning_rate": 0.01, "epsilon": 0.1}
@@ -56,18 +66,27 @@ def records(run: pathlib.Path) -> list[metric_log.Record]:
 
 def timeless(run: pathlib.Path) -> list[metric_log.Record]:
     """The records without what differs from one execution to the next."""
-    clocks = ("train_seconds", "images_per_second", "evaluation_seconds")
+    clocks = ("train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds")
     return [{name: value for name, value in record.items() if name not in clocks} for record in records(run)]
+
+
+def train_whole(config: TrainConfig, run: pathlib.Path) -> pathlib.Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "Embedder", TinyEmbedder)
+        train.train(config, run)
+    return run
 
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory) -> pathlib.Path:
     """A run that nothing interrupts."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Embedder", TinyEmbedder)
-        train.train(small(root), run)
-    return run
+    return train_whole(small(root), tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole_on_device(root, tmp_path_factory) -> pathlib.Path:
+    """The same with its training images in device memory."""
+    return train_whole(small(root, "device"), tmp_path_factory.mktemp("runs") / "device")
 
 
 def test_a_run_leaves_records_log_and_states(whole):
@@ -76,6 +95,7 @@ def test_a_run_leaves_records_log_and_states(whole):
     assert [record["step"] for record in (first, second, third)] == [0, EPOCH_STEPS, 2 * EPOCH_STEPS]
     assert "train_loss" not in first
     assert third["train_loss"] < second["train_loss"]
+    assert 0 < third["data_wait_share"] < 1  # the first batch of an epoch, at least
     assert {
         "recall_at_1",
         "recall_at_2",
@@ -95,9 +115,14 @@ def test_a_run_leaves_records_log_and_states(whole):
 
 
 # A batch at a time: 2 of embedding, 3 of training, 2, 3 and 2.
-@pytest.mark.parametrize("stop_after", [2 + 3 + 2 + 1, 2 + 3 + 2 + 3 + 1], ids=["in an epoch", "while evaluating"])
+@pytest.mark.parametrize(
+    ("placement", "stop_after"),
+    [("host", 2 + 3 + 2 + 1), ("host", 2 + 3 + 2 + 3 + 1), ("device", 1 + 2 + 3 + 2 + 1)],  # 1: the upload
+    ids=["in an epoch", "while evaluating", "in an epoch, images on the device"],
+)
 @pytest.mark.usefixtures("tiny")
-def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypatch, stop_after):
+def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkeypatch, placement, stop_after):
+    whole = request.getfixturevalue("whole" if placement == "host" else "whole_on_device")
     seen = 0
     advance = metric_log.Progress.advance
 
@@ -112,10 +137,10 @@ def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(metric_log.Progress, "advance", advance_and_stop)
         with pytest.raises(Interrupted):
-            train.train(small(root), run)
+            train.train(small(root, placement), run)
     assert len(records(run)) < len(records(whole))
     assert "stopped at step" in (run / "log.txt").read_text()
-    train.train(small(root), run)
+    train.train(small(root, placement), run)
     assert timeless(run) == timeless(whole)
     states = []
     for folder in (run, whole):
@@ -124,6 +149,22 @@ def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypa
             states.append(checkpoints.restore(steps.init_state(ModelConfig(), optimizer, classes=2, seed=1)[1]))
     for ours, theirs in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_images_on_the_device_train_as_images_on_the_host_do(whole, whole_on_device):
+    assert "training images on the device" in (whole_on_device / "log.txt").read_text()
+    losses = [[record["train_loss"] for record in records(run)[1:]] for run in (whole_on_device, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # a few pixels differ by a level of 255
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_with_a_cache_is_the_run_without(root, whole, tmp_path):
+    config = small(root, epochs=1)
+    train.train(config, tmp_path / "run")
+    config.optim.epochs, config.data.cache = 2, str(tmp_path / "cache")
+    train.train(config, tmp_path / "run")
+    assert len(list((tmp_path / "cache").glob("*.array_record"))) == 2
+    assert timeless(tmp_path / "run") == timeless(whole)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -215,3 +256,19 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     assert train_step._cache_size() == embed_step._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_cropping_compiles_once_and_keeps_the_images():
+    optimizer = make_optimizer(OptimConfig(), steps_per_epoch=2)
+    graph, state = steps.init_state(ModelConfig(), optimizer, classes=4, seed=0)
+    train_step = steps.make_train_step(graph, LossConfig(), optimizer, functools.partial(crops, size=32))
+    pixels = jax.device_put(np.random.default_rng(0).integers(0, 256, (5, 40, 48, 3), np.uint8))
+    rows = np.arange(4, dtype=np.int32)
+    batch = {"row": rows, "box": np.full((4, 4), 9, np.int32), "mirror": rows > 1, "label": rows}
+    batches = [jax.device_put(batch | {"row": rows + start}) for start in (0, 1)]
+    with jax.transfer_guard("disallow"):
+        for batch in batches:
+            state, _ = train_step(state, batch | {"pixels": pixels})
+    assert train_step._cache_size() == 1
+    assert not pixels.is_deleted()

@@ -15,7 +15,9 @@ from proxynca_jax.data.transforms import (
     crop_and_resize,
     decode,
     eval_transform,
+    image_size,
     random_crop_box,
+    shrink,
     train_transform,
 )
 from proxynca_jax.errors import UserError
@@ -23,6 +25,7 @@ from proxynca_jax.errors import UserError
 GOLDEN = np.load(Path(__file__).parent / "golden/golden_pixels.npz")
 HEIGHT, WIDTH = 427, 640  # pixels, of the image that the golden boxes were drawn in
 BOXES = 20_000  # as many as the golden deciles are of
+ODD_SIZES = [(1, 1), (2, 1), (7, 9), (8, 16), (17, 15), (33, 31)]  # pixels, width and height
 CROP = {"area": (0.08, 1.0), "aspect_max": 4 / 3}
 
 
@@ -31,11 +34,11 @@ def golden(prefix: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def photographs() -> dict[str, PIL.Image.Image]:
+def photographs() -> dict[str, np.ndarray]:
     """The images that the golden pixels were made from."""
     china, flower = load_sample_images().images
     slices = {"tall": china[:, 100:260], "small": flower[50:150, 50:140], "wide": flower[180:240]}
-    return {name: decode(pixels, name) for name, pixels in {"china": china, "flower": flower, **slices}.items()}
+    return {"china": china, "flower": flower, **slices}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def test_half_of_the_training_images_are_mirrored():
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     whole = DataConfig(image_size=8, crop_area_min=1.0, crop_aspect_max=1.0)
     rng = np.random.default_rng(0)
-    outcomes = [train_transform(decode(square, "square"), whole, rng) for _ in range(1000)]
+    outcomes = [train_transform(square, whole, rng) for _ in range(1000)]
     mirrored = sum(np.array_equal(pixels, square[:, ::-1]) for pixels in outcomes)
     plain = sum(np.array_equal(pixels, square) for pixels in outcomes)
     assert plain + mirrored == 1000
@@ -113,7 +116,7 @@ def test_no_training_image_is_mirrored_when_told_not_to():
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     whole = DataConfig(image_size=8, crop_area_min=1.0, crop_aspect_max=1.0, horizontal_flip=False)
     rng = np.random.default_rng(0)
-    assert all(np.array_equal(train_transform(decode(square, "square"), whole, rng), square) for _ in range(50))
+    assert all(np.array_equal(train_transform(square, whole, rng), square) for _ in range(50))
 
 
 def test_training_crop_obeys_the_configuration():
@@ -121,7 +124,7 @@ def test_training_crop_obeys_the_configuration():
     ramp = np.zeros((240, 240, 3), np.uint8)
     ramp[..., 2] = np.arange(240)
     config = DataConfig(image_size=16, crop_area_min=0.01, crop_area_max=0.01, crop_aspect_max=1.0)
-    pixels = train_transform(decode(ramp, "ramp"), config, np.random.default_rng(0))
+    pixels = train_transform(ramp, config, np.random.default_rng(0))
     assert pixels.shape == (16, 16, 3)
     assert np.ptp(pixels[..., 2]) == pytest.approx(23, abs=1)
 
@@ -129,7 +132,7 @@ def test_training_crop_obeys_the_configuration():
 def test_image_of_the_evaluation_size_is_unchanged():
     glyph = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     config = DataConfig(image_size=64, resize_size=64)
-    np.testing.assert_array_equal(eval_transform(decode(glyph, "glyph"), config), glyph)
+    np.testing.assert_array_equal(eval_transform(glyph, config), glyph)
 
 
 def test_odd_images_become_rgb(tmp_path):
@@ -141,9 +144,59 @@ def test_odd_images_become_rgb(tmp_path):
     mean_error = {"grey": 1, "cmyk": 3, "palette": 40, "gif": 40, "rgba": 1, "rotated": 3}  # grey levels
     for kind, allowed in mean_error.items():
         image = decode(kinds[kind].read_bytes(), kind)
-        assert (image.mode, image.size) == ("RGB", (64, 48)), kind
-        error = np.abs(np.asarray(image) - (grey if kind == "grey" else picture)).mean()
+        assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8), kind
+        error = np.abs(image - (grey if kind == "grey" else picture)).mean()
         assert error < allowed, kind
+
+
+def jpegs() -> dict[str, bytes]:
+    """A photograph as JPEG in the ways that encoders know, and what a camera may add."""
+    photograph = PIL.Image.fromarray(load_sample_images().images[0])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by a quarter
+    ways = {f"subsampling {kind}": {"subsampling": kind} for kind in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")}
+    ways |= {f"quality {quality}": {"quality": quality} for quality in (1, 30, 75, 100)}
+    ways |= {"progressive": {"progressive": True}, "optimised": {"optimize": True}, "rgb": {"keep_rgb": True}}
+    ways |= {"restarts": {"restart_marker_blocks": 3}, "exif": {"exif": exif}, "comment": {"comment": b"a bird"}}
+    images = {way: (photograph, options) for way, options in ways.items()}
+    images |= {mode: (photograph.convert(mode), {}) for mode in ("L", "CMYK", "YCbCr")}
+    images |= {f"{width} × {height}": (photograph.resize((width, height)), {}) for width, height in ODD_SIZES}
+    images |= {"progressive grey": (photograph.convert("L"), {"progressive": True})}
+    files = {name: io.BytesIO() for name in images}
+    for name, (image, options) in images.items():
+        image.save(files[name], "JPEG", **options)
+    contents = {name: file.getvalue() for name, file in files.items()}
+    contents["trailing bytes"] = contents["exif"] + bytes(100)
+    return contents
+
+
+JPEGS = jpegs()
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_every_jpeg_has_the_pixels_that_pillow_gives_it(name):
+    pillow = np.asarray(PIL.Image.open(io.BytesIO(JPEGS[name])).convert("RGB"))
+    np.testing.assert_array_equal(decode(JPEGS[name], name), pillow, strict=True)
+    assert image_size(JPEGS[name], name) == pillow.shape[:2]
+
+
+def test_jpegs_do_not_wait_for_pillow(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "open", lambda *_: pytest.fail("decoded by Pillow"))
+    for name, content in JPEGS.items():
+        if name not in ("CMYK", "trailing bytes"):
+            decode(content, name)
+
+
+def test_shrinking_keeps_the_shape_and_small_images():
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    assert shrink(image, 0) is image
+    assert shrink(image, 90) is image
+    for longest, shape in (45, (30, 45, 3)), (1, (1, 1, 3)):
+        for turned in (False, True):
+            pixels = shrink(image.swapaxes(0, 1) if turned else image, longest)
+            assert pixels.shape == ((shape[1], shape[0], 3) if turned else shape)
+    pillow = PIL.Image.fromarray(image).resize((45, 30), PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(shrink(image, 45), pillow)
 
 
 def test_transparent_palette_is_no_warning():
@@ -152,7 +205,7 @@ def test_transparent_palette_is_no_warning():
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
     palette.save(file, "PNG", transparency=bytes([0, 128]))
-    pixels = np.asarray(decode(file.getvalue(), "palette"))
+    pixels = decode(file.getvalue(), "palette")
     np.testing.assert_array_equal(pixels, np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8))
 
 

@@ -1,20 +1,22 @@
 """Splits to batches: a shuffled, augmented stream for training, padded batches in order for evaluation.
 
-Images are decoded by threads of this process: Pillow releases the interpreter's lock while it works, and nothing has to
-be copied between processes.
+Images are decoded by threads of this process: the decoders release the interpreter's lock while they work, and nothing
+has to be copied between processes.
 """
 
 import collections
 import contextlib
-from collections.abc import Generator
+import os
+from collections.abc import Callable, Generator
 
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.split import Split
-from proxynca_jax.data.transforms import decode, eval_transform, train_transform
+from proxynca_jax.data.transforms import Pixels, decode, draw_crop, eval_transform, shrink, train_transform
 from proxynca_jax.errors import UserError
 
 Example = dict[str, np.ndarray | np.generic]
@@ -68,17 +70,71 @@ def training_batches(
     Raises:
         UserError: There are fewer images than `batch_size`; while iterating: an image cannot be decoded.
     """
-    stop = steps_per_epoch(split, batch_size) * batch_size
 
     def load(index: int, rng: np.random.Generator) -> Example:
-        image = decode(split.images[index], split.names[index])
+        image = shrink(decode(split.images[index], split.names[index]), config.max_side)
         return {"image": train_transform(image, config, rng), "label": split.labels[index]}
 
+    return _epoch(load, split, config, batch_size, seed, epoch, start_step, share)
+
+
+def crop_batches(
+    split: Split,
+    sizes: Int[np.ndarray, "images 2"],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    share: tuple[int, int] = ALL,
+) -> Generator[Batch, None, None]:
+    """What `training_batches` gives for the same arguments, told instead of done: the same crops in the same order.
+
+    Args:
+        split: The training images.
+        sizes: Height and width of each, in pixels, after `transforms.shrink`.
+        config: As there.
+        batch_size: As there.
+        seed: As there.
+        epoch: As there.
+        start_step: As there.
+        share: As there.
+
+    Returns:
+        Batches of `row` int32 (B,), an image's place in the split, `box` int32 (B, 4), a `transforms.Box` in it,
+        `mirror` bool (B,) and `label` int32 (B,). Close it to stop early.
+
+    Raises:
+        UserError: There are fewer images than `batch_size`.
+    """
+
+    def draw(index: int, rng: np.random.Generator) -> Example:
+        height, width = sizes[index].tolist()
+        box, mirror = draw_crop(height, width, config, rng)
+        row, label = np.int32(index), split.labels[index]
+        return {"row": row, "box": np.array(box, np.int32), "mirror": np.bool_(mirror), "label": label}
+
+    return _epoch(draw, split, config, batch_size, seed, epoch, start_step, share)
+
+
+def _epoch(
+    load: Callable[[int, np.random.Generator], Example],
+    split: Split,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_step: int,
+    share: tuple[int, int],
+) -> Generator[Batch, None, None]:
+    """Batches of what `load` makes of an image's index and a generator of its own, shuffled."""
+    stop = steps_per_epoch(split, batch_size) * batch_size
     # Not seed + epoch, with which the next seed's run would replay this one's epochs.
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     # A slice keeps the positions that random_map seeds its generators by, so an epoch resumes with the same crops.
     examples = grain.MapDataset.range(len(split.labels)).seed(epoch_seed).shuffle().random_map(load)
-    return _batches(examples[start_step * batch_size : stop], batch_size, config.threads, share)
+    return _batches(examples[start_step * batch_size : stop], batch_size, config, share)
 
 
 def evaluation_batches(
@@ -113,13 +169,35 @@ def evaluation_batches(
         return {"image": eval_transform(image, config), "label": split.labels[index], "mask": np.True_}
 
     padded = -(-images // batch_size) * batch_size
-    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config.threads, share)
+    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config, share)
+
+
+def whole_images(split: Split, config: DataConfig, *, max_side: int) -> Generator[Pixels, None, None]:
+    """All images in order, decoded and then shrunk to `max_side` pixels where they are larger; 0 shrinks none.
+
+    Raises:
+        UserError: While iterating: an image cannot be decoded.
+    """
+
+    def load(index: int) -> Pixels:
+        return shrink(decode(split.images[index], split.names[index]), max_side)
+
+    threads = _threads(config)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    images = grain.MapDataset.range(len(split.labels)).map(load).to_iter_dataset(options)
+    with contextlib.closing(iter(images)) as images:
+        yield from images
+
+
+def _threads(config: DataConfig) -> int:
+    return config.threads or os.cpu_count() or 1
 
 
 def _batches(
-    examples: grain.MapDataset, batch_size: int, threads: int, share: tuple[int, int]
+    examples: grain.MapDataset, batch_size: int, config: DataConfig, share: tuple[int, int]
 ) -> Generator[Batch, None, None]:
-    """Loads a share of each batch's examples with `threads` threads and stacks them, in order; closing it ends them."""
+    """Loads a share of each batch's examples with threads and stacks them, in order; closing it ends the threads."""
+    threads = _threads(config)
     process, processes = share
     rows = batch_size // processes
 

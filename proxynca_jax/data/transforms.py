@@ -3,13 +3,16 @@
 Those are torchvision's on Pillow: 8-bit, bilinear, antialiased. Channel order and mean are the model's business.
 """
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import PIL
 import PIL.Image
+import simplejpeg
 from jaxtyping import UInt8
 
 from proxynca_jax.config import DataConfig
@@ -17,6 +20,7 @@ from proxynca_jax.data.split import Image
 from proxynca_jax.errors import UserError
 
 CROP_TRIES = 10
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Box(NamedTuple):
@@ -28,7 +32,7 @@ class Box(NamedTuple):
     width: int
 
 
-def decode(image: Image, name: str) -> PIL.Image.Image:
+def decode(image: Image, name: str) -> Pixels:
     """Decodes a whole image.
 
     Args:
@@ -36,25 +40,79 @@ def decode(image: Image, name: str) -> PIL.Image.Image:
         name: What to call the image when it is damaged.
 
     Returns:
-        The image in mode RGB: grey is repeated, palettes are looked up, transparency is dropped.
+        RGB pixels, as Pillow makes them: grey is repeated, palettes are looked up, transparency is dropped.
 
     Raises:
         UserError: The content is truncated, or no image at all.
     """
     if isinstance(image, np.ndarray):
-        return PIL.Image.fromarray(image)
+        return image
+    if (pixels := _decode_jpeg(image)) is not None:
+        return pixels
+    with _opened(image, name) as file:
+        # Pillow would warn that a palette's transparency is lost. It is meant to be: the reference drops it too.
+        file.info.pop("transparency", None)
+        # Pixels stay as stored: the reference does not turn images upright by their EXIF orientation either.
+        return np.asarray(file.convert("RGB"))
+
+
+def image_size(image: Image, name: str) -> tuple[int, int]:
+    """Height and width in pixels; of a file, what its header says.
+
+    Args:
+        image: As for `decode`.
+        name: As for `decode`.
+
+    Raises:
+        UserError: The content has no header of an image.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    with _opened(image, name) as file:
+        return file.height, file.width
+
+
+def _decode_jpeg(content: bytes) -> Pixels | None:
+    """Pillow's pixels, sooner than Pillow itself; None where it is for Pillow to say what the content is.
+
+    Both decode with libjpeg-turbo. Pillow's own way from CMYK to RGB is another, and it tells damage from oddity.
+    """
+    if not simplejpeg.is_jpeg(content):
+        return None
+    with contextlib.suppress(ValueError):
+        *_, colour_space, _ = simplejpeg.decode_jpeg_header(content)
+        if colour_space not in ("CMYK", "YCCK"):
+            return simplejpeg.decode_jpeg(content)
+    return None
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, name: str) -> Iterator[PIL.Image.Image]:
+    """Opens an image file with Pillow, whose errors become the user's."""
     try:
-        with PIL.Image.open(io.BytesIO(image)) as file:
-            # Pillow would warn that a palette's transparency is lost. It is meant to be: the reference drops it too.
-            file.info.pop("transparency", None)
-            # Pixels stay as stored: the reference does not turn images upright by their EXIF orientation either.
-            return file.convert("RGB")
+        with PIL.Image.open(io.BytesIO(content)) as file:
+            yield file
     except Exception as error:  # every format's decoder raises its own: OSError, SyntaxError, struct.error, ...
         fault = "no image format that Pillow knows" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise UserError(
-            f"{name}: cannot decode these {len(image)} bytes as an image ({fault}). "
+            f"{name}: cannot decode these {len(content)} bytes as an image ({fault}). "
             "The file is damaged or not an image: fetch it again, or remove it from the data set."
         ) from error
+
+
+def shrunk_size(height: int, width: int, longest: int) -> tuple[int, int]:
+    """Height and width of an image after `shrink`."""
+    if not longest or max(height, width) <= longest:
+        return height, width
+    height, width = (max(1, round(longest * side / max(height, width))) for side in (height, width))
+    return height, width
+
+
+def shrink(image: Pixels, longest: int) -> Pixels:
+    """Resizes an image whose longer side is above `longest` pixels to that, antialiased; 0 leaves all as they are."""
+    height, width, _ = image.shape
+    size = shrunk_size(height, width, longest)
+    return image if size == (height, width) else _resize(image, *size)
 
 
 def random_crop_box(
@@ -84,46 +142,54 @@ def random_crop_box(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def crop_and_resize(image: PIL.Image.Image, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def draw_crop(height: int, width: int, config: DataConfig, rng: np.random.Generator) -> tuple[Box, bool]:
+    """Draws what `train_transform` does to an image of this size: where to crop, and whether to mirror."""
+    area = (config.crop_area_min, config.crop_area_max)
+    box = random_crop_box(height, width, rng, area=area, aspect_max=config.crop_aspect_max)
+    return box, bool(config.horizontal_flip and rng.random() < 0.5)
+
+
+def crop_and_resize(image: Pixels, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Cuts out `box` and resizes it to a square of `size` pixels.
 
     Two steps on purpose: `Image.resize(box=...)` would let the filter see pixels outside the box.
     """
-    crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return np.asarray(crop.resize((size, size), PIL.Image.Resampling.BILINEAR))
+    return _resize(image[box.top : box.top + box.height, box.left : box.left + box.width], size, size)
 
 
-def train_transform(
-    image: PIL.Image.Image, config: DataConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
+def train_transform(image: Pixels, config: DataConfig, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
     """A random crop, resized to `config.image_size`, and a coin's toss of a mirror.
 
     Args:
-        image: An RGB image of any size.
+        image: RGB pixels.
         config: Gives the size, the crop's range and whether to mirror.
         rng: Source of randomness.
 
     Returns:
         RGB pixels.
     """
-    area = (config.crop_area_min, config.crop_area_max)
-    box = random_crop_box(image.height, image.width, rng, area=area, aspect_max=config.crop_aspect_max)
+    height, width, _ = image.shape
+    box, mirror = draw_crop(height, width, config, rng)
     pixels = crop_and_resize(image, box, config.image_size)
-    return pixels[:, ::-1] if config.horizontal_flip and rng.random() < 0.5 else pixels
+    return pixels[:, ::-1] if mirror else pixels
 
 
-def eval_transform(image: PIL.Image.Image, config: DataConfig) -> UInt8[np.ndarray, "size size 3"]:
+def eval_transform(image: Pixels, config: DataConfig) -> UInt8[np.ndarray, "size size 3"]:
     """The image's shorter side resized to `config.resize_size`, then its centre of `config.image_size`.
 
     Args:
-        image: An RGB image of any size.
+        image: RGB pixels.
         config: Gives the two sizes, of which the first must not be the smaller.
 
     Returns:
         RGB pixels; those of the image itself when it is a square of both sizes.
     """
-    shorter = min(image.size)
-    width, height = (int(config.resize_size * side / shorter) for side in image.size)
-    left, top = (round((side - config.image_size) / 2) for side in (width, height))
-    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop((left, top, left + config.image_size, top + config.image_size)))
+    shorter = min(image.shape[:2])
+    height, width = (int(config.resize_size * side / shorter) for side in image.shape[:2])
+    top, left = (round((side - config.image_size) / 2) for side in (height, width))
+    return _resize(image, height, width)[top : top + config.image_size, left : left + config.image_size]
+
+
+def _resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Pillow's bilinear resizing, antialiased where it shrinks."""
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR))
