@@ -193,12 +193,18 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
     data = job.config.data
     if data.cache:
         job.log.line(f"decoded images are kept in {data.cache}")
-        train_split = cached(job.train_split, data, max_side=data.max_side, check=check)
-        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, check=check))
+        if not processes.is_first():
+            processes.wait_for_all("the cache")
+        # Many processes have to check equally often, and all but the first find the cache made.
+        options = {"check": check} if jax.process_count() == 1 else {}
+        train_split = cached(job.train_split, data, max_side=data.max_side, **options)
+        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, **options))
+        if processes.is_first():
+            processes.wait_for_all("the cache")
     if data.placement == "device":
-        resident = upload(job.train_split, data, check)
+        resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
-        job = job._replace(resident=resident._replace(pixels=job.layout.place(resident.pixels)))
+        job = job._replace(resident=resident)
     return job
 
 
