@@ -5,7 +5,8 @@
 It needs torchvision and a torch in an environment of its own, in which this package is installed, too: the CPU builds
 of torch and PyPI's torchvision do not fit each other, so that elsewhere torchvision would disturb.
 
-    python -m venv input && . input/bin/activate && pip install . torch==2.13.0 && pip install --no-deps torchvision==0.28.0
+    python -m venv input && . input/bin/activate
+    pip install . torch==2.13.0 && pip install --no-deps torchvision==0.28.0
 
 The images are drawn: parts of scikit-learn's two photographs as JPEGs of 500 to 700 pixels a side, with grain, about
 100 kB each. The pipelines take turns, each in a process of its own, over all images once, from opening the epoch to
