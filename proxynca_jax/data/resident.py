@@ -82,7 +82,7 @@ def _require_room(images: int, height: int, width: int, config: DataConfig) -> N
 
 def _free_bytes() -> int:
     """What the device has left of its memory; a CPU's is the machine's."""
-    if statistics := jax.devices()[0].memory_stats():
+    if statistics := jax.local_devices()[0].memory_stats():
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
