@@ -27,8 +27,8 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib import pyplot
-from torch.nn import functional
 
+from benchmarks.torch_training import make_adam, proxy_nca
 from convert import rules
 from convert.torch_network import from_state_dict
 from proxynca_jax import steps
@@ -66,19 +66,12 @@ def torch_losses(
     converted = dict(rules.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
     network = from_state_dict({key: torch.tensor(value) for key, value in converted.items()}).to(dtype)
     proxies = torch.tensor(np.asarray(state.params["proxies"]), dtype=dtype, requires_grad=True)
-    groups = [
-        {"params": network.parameters(), "lr": optim.learning_rate},
-        {"params": [proxies], "lr": optim.proxy_learning_rate},
-    ]
-    adam = torch.optim.Adam(groups, betas=(optim.beta1, optim.beta2), eps=optim.epsilon)
+    adam = make_adam(network, proxies, optim)
     decay = torch.optim.lr_scheduler.ExponentialLR(adam, optim.decay_per_epoch)
     for step, batch in enumerate(batches, 1):
         adam.zero_grad()
-        *_, (_, embeddings) = network.stages(torch.tensor(batch["image"]))
-        x, p = loss.embedding_scale * functional.normalize(embeddings), loss.proxy_scale * functional.normalize(proxies)
-        target = torch.full((len(x), classes), loss.label_smoothing / (classes - 1), dtype=dtype)
-        target[torch.arange(len(x)), torch.tensor(batch["label"]).long()] = 1 - loss.label_smoothing
-        value = functional.cross_entropy(-torch.cdist(x, p).square(), target)
+        embeddings = network(torch.tensor(batch["image"]))
+        value = proxy_nca(embeddings, proxies, torch.tensor(batch["label"]), loss)
         value.backward()
         adam.step()
         if step % EPOCH_STEPS == 0:

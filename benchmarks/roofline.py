@@ -26,13 +26,13 @@ from jax.profiler import ProfileData
 
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
-from proxynca_jax.bench import STEPS
 from proxynca_jax.config import ModelConfig, TrainConfig
+from proxynca_jax.measurement import STEPS
 from proxynca_jax.model_flops import TRAINING, forward_flops, measured_matmul
 from proxynca_jax.models.embedder import BN_INCEPTION
 from proxynca_jax.optim import make_optimizer
 
-COPY_BYTES = 1 << 28
+COPY_BYTES = 1 << 30  # more than the caches hold
 REST = "BatchNorm, ReLU, loss, Adam"
 MOVING = "moving data"
 PARTS = ("forward", "backward", "update", "compiler")  # the last: what the compiler adds, copies into other layouts

@@ -7,43 +7,42 @@
 100 classes, from the same bytes, which lie on the device; the input pipeline has no part in it.
 
 Each variant lives in a process of its own. When all have compiled and warmed up they take turns, each turn about a
-second or one step, whatever is longer, while the others sleep; the table holds medians over the turns. Memory is the
-device's peak on a GPU, elsewhere the peak of the process above what it held with the libraries loaded, compilers
-included.
+second or one step, whatever is longer, while the others sleep; the table, in the form of `proxynca_jax.bench`, holds
+medians over the turns. The last line is the same as JSON.
 """
 
 import argparse
 import functools
 import importlib
+import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.measurement import (
+    STEPS,
+    Measurement,
+    describe_device,
+    in_own_process,
+    peak_mb,
+    print_table,
+    process_peak_mb,
+)
+from proxynca_jax.model_flops import peak_flops
+
 CLASSES = 100  # CUB's
 TURN_SECONDS = 1.0
 Program = Callable[[int], None]  # runs so many steps and waits for their end
-
-
-class Row(NamedTuple):
-    """What was measured of a variant."""
-
-    step: str
-    variant: str
-    batch_size: int
-    step_seconds: float
-    images_per_second: float
-    first_step_seconds: float  # compilation and all else that happens once
-    peak_mb: float
 
 
 def make_batch(batch_size: int, image_size: int = 227) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +55,6 @@ def ours(step: str, batch_size: int) -> Program:
     import jax
 
     from proxynca_jax import steps
-    from proxynca_jax.config import TrainConfig
     from proxynca_jax.optim import make_optimizer
 
     config = TrainConfig()
@@ -72,9 +70,9 @@ def ours(step: str, batch_size: int) -> Program:
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
-        for _ in range(count):
-            embeddings = embed_step(state.params["network"], state.batch_stats, batch["image"])
-        jax.block_until_ready(embeddings)
+        # The device computes them one after the other, and has them all once it has the last one.
+        *_, last = (embed_step(state.params["network"], state.batch_stats, batch["image"]) for _ in range(count))
+        jax.block_until_ready(last)
 
     return {"train": train, "embed": embed}[step]
 
@@ -83,13 +81,14 @@ def torch(
     step: str, batch_size: int, *, channels_last: bool = True, compiled: bool = False, amp: bool = False
 ) -> Program:
     import torch
-    from torch.nn import functional
 
+    from benchmarks.torch_training import make_adam, proxy_nca
     from convert.torch_network import TorchBNInception
-    from proxynca_jax.config import TrainConfig
 
     config = TrainConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if amp and device.type == "cpu":
+        sys.exit("amp is for GPUs, and PyTorch finds none")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network = TorchBNInception({"embedding_layer": config.model.embedding_dim}).to(device, memory_format=memory_format)
     network.train(step == "train")
@@ -98,11 +97,7 @@ def torch(
     # The network takes NHWC and sees NCHW: how the bytes lie in memory decides in which layout it computes.
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).permute(0, 2, 3, 1)
     proxies = torch.nn.Parameter(torch.randn(CLASSES, config.model.embedding_dim, device=device) / 8)
-    groups = [
-        {"params": network.parameters(), "lr": config.optim.learning_rate},
-        {"params": [proxies], "lr": config.optim.proxy_learning_rate},
-    ]
-    adam = torch.optim.Adam(groups, betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.epsilon)
+    adam = make_adam(network, proxies, config.optim)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=amp)
 
@@ -111,12 +106,7 @@ def torch(
             adam.zero_grad()
             with autocast():
                 embeddings = forward(images)
-            x = config.loss.embedding_scale * functional.normalize(embeddings.float())
-            p = config.loss.proxy_scale * functional.normalize(proxies)
-            smoothing = config.loss.label_smoothing
-            target = torch.full((batch_size, CLASSES), smoothing / (CLASSES - 1), device=device)
-            target[torch.arange(batch_size), labels.long()] = 1 - smoothing
-            functional.cross_entropy(-torch.cdist(x, p).square(), target).backward()
+            proxy_nca(embeddings.float(), proxies, labels, config.loss).backward()
             adam.step()
         wait()
 
@@ -129,35 +119,42 @@ def torch(
     return {"train": train, "embed": embed}[step]
 
 
-VARIANTS: dict[str, Callable[[str, int], Program]] = {
-    "ours": ours,
-    "eager": functools.partial(torch, channels_last=False),
-    "channels_last": torch,
-    "compile": functools.partial(torch, compiled=True),
-    "amp": functools.partial(torch, compiled=True, amp=True),
-}
+def torch_peak_mb() -> float:
+    """The most memory that the GPU, or else this process, has held for PyTorch so far."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else process_peak_mb()
+
+
+class Variant(NamedTuple):
+    """A way to compute the two steps."""
+
+    make: Callable[[str, int], Program]  # of a step and a batch size
+    library: str  # the module that brings all that it needs
+    peak_mb: Callable[[], float]
+    dtype: str  # of its products
+
+
+def in_torch(dtype: str = "float32", **options: bool) -> Variant:
+    return Variant(functools.partial(torch, **options), "convert.torch_network", torch_peak_mb, dtype)
+
+
 REFERENCE = "eager"
+VARIANTS = {
+    "ours": Variant(ours, "proxynca_jax.steps", peak_mb, "float32"),
+    REFERENCE: in_torch(channels_last=False),
+    "channels_last": in_torch(),
+    "compile": in_torch(compiled=True),
+    "amp": in_torch("bfloat16", compiled=True, amp=True),
+}
 
 
-def peak_mb(variant: str) -> float:
-    if variant == "ours":
-        import jax
-
-        if stats := jax.devices()[0].memory_stats():
-            return stats["peak_bytes_in_use"] / 1e6
-    else:
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def serve(connection: Connection, variant: str, step: str, batch_size: int) -> None:
+def serve(connection: Connection, name: str, step: str, batch_size: int) -> None:
     """Builds and warms up a variant, then answers each count of steps with the seconds they took, and 0 with memory."""
-    importlib.import_module("proxynca_jax.steps" if variant == "ours" else "convert.torch_network")
-    before_mb = peak_mb(variant)
-    program = VARIANTS[variant](step, batch_size)
+    variant = VARIANTS[name]
+    importlib.import_module(variant.library)
+    before_mb = variant.peak_mb()
+    program = variant.make(step, batch_size)
     start = time.perf_counter()
     program(1)
     connection.send(time.perf_counter() - start)
@@ -165,23 +162,23 @@ def serve(connection: Connection, variant: str, step: str, batch_size: int) -> N
         start = time.perf_counter()
         program(count)
         connection.send(time.perf_counter() - start)
-    connection.send(peak_mb(variant) - before_mb)
+    connection.send(variant.peak_mb() - before_mb)
 
 
 class Worker:
-    """A variant in a process of its own."""
+    """A variant in a process of its own, which sleeps between its turns."""
 
-    def __init__(self, variant: str, step: str, batch_size: int):
-        self._variant, self._step, self._batch_size = variant, step, batch_size
+    def __init__(self, name: str, step: str, batch_size: int):
+        self._name, self._step, self._batch_size = name, step, batch_size
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, variant, step, batch_size), daemon=True)
+        self._process = context.Process(target=serve, args=(other, name, step, batch_size), daemon=True)
         self._process.start()
         other.close()
         try:
             self._first_seconds = self._connection.recv()
         except EOFError:
-            sys.exit(f"{variant} failed; see above")
+            sys.exit(f"{name} failed; the reason is above")
         self._count = max(1, round(TURN_SECONDS / self._ask(1)))
         self._seconds: list[float] = []
 
@@ -192,49 +189,55 @@ class Worker:
     def take_turn(self) -> None:
         self._seconds.append(self._ask(self._count) / self._count)
 
-    def end(self) -> Row:
-        peak = self._ask(0)
+    def end(self, peak_flops: float) -> Measurement:
+        peak_mb = self._ask(0)
         self._process.join()
-        seconds = statistics.median(self._seconds)
-        speed = self._batch_size / seconds
-        return Row(self._step, self._variant, self._batch_size, seconds, speed, self._first_seconds, peak)
+        return Measurement(
+            step=self._step,
+            variant=self._name,
+            batch_size=self._batch_size,
+            step_seconds=statistics.median(self._seconds),
+            first_step_seconds=self._first_seconds,
+            peak_mb=peak_mb,
+            peak_flops=peak_flops,
+        )
 
 
-def compare(variants: list[str], step: str, batch_size: int, repeats: int) -> list[Row]:
-    """Measures the variants of a step in turns."""
-    workers = [Worker(variant, step, batch_size) for variant in variants]
-    for _ in range(repeats):
-        for worker in workers:
-            worker.take_turn()
-    return [worker.end() for worker in workers]
+def compare(names: list[str], step: str, batch_size: int, repeats: int, peaks: dict[str, float]) -> list[Measurement]:
+    """Measures the variants of a step in turns.
 
-
-def print_table(rows: list[Row]) -> None:
-    speeds = {row.variant: row.images_per_second for row in rows}
-    print(f"{rows[0].step}, batch {rows[0].batch_size}")
-    print(f"  {'variant':14} {'images/s':>9} {'ratio':>6} {'step s':>8} {'first s':>8} {'peak MB':>8}")
-    for row in rows:
-        ratio = f"{row.images_per_second / speeds[REFERENCE]:6.2f}" if REFERENCE in speeds else f"{'':6}"
-        numbers = f"{row.step_seconds:8.3f} {row.first_step_seconds:8.1f} {row.peak_mb:8,.0f}"
-        print(f"  {row.variant:14} {row.images_per_second:9.1f} {ratio} {numbers}", flush=True)
+    Args:
+        names: keys of VARIANTS.
+        step: one of STEPS.
+        batch_size: images.
+        repeats: turns of each.
+        peaks: FLOP/s that the device can reach, by dtype.
+    """
+    workers = [Worker(name, step, batch_size) for name in names]
+    for _, worker in itertools.product(range(repeats), workers):
+        worker.take_turn()
+    return [worker.end(peaks[VARIANTS[name].dtype]) for name, worker in zip(names, workers, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", nargs="+", choices=["train", "embed"], default=["train", "embed"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "eager", "channels_last"])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", REFERENCE, "channels_last"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each variant (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the variants share a GPU's memory
+    _, device = in_own_process(describe_device)
+    dtypes = {VARIANTS[name].dtype for name in options.variants}
+    peaks = {dtype: in_own_process(peak_flops, dtype)[0] for dtype in dtypes}
+    device = f"{device}, torch {importlib.metadata.version('torch')}"
+    print(device, flush=True)
     rows = []
-    for step in arguments.steps:
-        found = compare(arguments.variants, step, arguments.batch_size, arguments.repeats)
-        print_table(found)
+    for step in options.steps:
+        found = compare(options.variants, step, options.batch_size, options.repeats, peaks)
+        print_table(found, next((row for row in found if row.variant == REFERENCE), found[0]))
         rows += found
-    if arguments.json:
-        arguments.json.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    print(json.dumps({"device": device, "rows": [row.record() for row in rows]}))
 
 
 if __name__ == "__main__":

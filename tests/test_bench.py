@@ -8,8 +8,9 @@ import pytest
 
 from proxynca_jax import bench
 from proxynca_jax.data.transforms import decode
+from proxynca_jax.measurement import Measurement, print_table
 
-ROW = bench.Measurement(
+ROW = Measurement(
     step="train",
     variant="host float32",
     batch_size=32,
@@ -41,7 +42,7 @@ def test_an_epoch_has_whole_batches():
 
 
 def test_the_table_compares_with_the_baseline(capsys):
-    bench.print_table([ROW, dataclasses.replace(ROW, variant="twice", step_seconds=0.25)], ROW)
+    print_table([ROW, dataclasses.replace(ROW, variant="twice", step_seconds=0.25)], ROW)
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:5] == ["host", "float32", "64.0", "1.00", "500.0"]
     assert second.split()[:4] == ["twice", "128.0", "2.00", "250.0"]
