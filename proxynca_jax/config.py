@@ -16,6 +16,7 @@ from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_
 
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 KMEANS = ("scikit-learn", "device")
 # "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
 # "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
@@ -75,6 +76,7 @@ class ModelConfig:
     weights: str = ""  # converted weights to start from, a file that `python -m convert` wrote; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
+    compute_dtype: str = "float32"  # one of COMPUTE_DTYPES: the backbone's maps; all that is kept is float32 with both
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -157,6 +159,10 @@ def _faults(config: TrainConfig) -> Iterator[str]:
         yield f"data.root is empty; {data.dataset} needs its directory: --config.data.root=/path/to/{data.dataset}"
     if not is_valid_image_size(data.image_size):
         yield f"data.image_size: {invalid_image_size(data.image_size)}"
+    if config.model.compute_dtype not in COMPUTE_DTYPES:
+        yield f"model.compute_dtype is {config.model.compute_dtype!r}: " + nearest(
+            config.model.compute_dtype, COMPUTE_DTYPES
+        )
     if data.resize_size < data.image_size:
         yield f"data.resize_size is {data.resize_size}; it must be at least data.image_size, {data.image_size}."
     if not 0 < data.crop_area_min <= data.crop_area_max <= 1:

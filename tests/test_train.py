@@ -20,7 +20,7 @@ from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelC
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
 from proxynca_jax.models.embedder import normalise, unit_vectors
-from proxynca_jax.models.layers import BatchNorm
+from proxynca_jax.models.layers import BatchNorm, batch_norm_relu
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
@@ -30,12 +30,12 @@ BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
 class TinyEmbedder(nnx.Module):
     """Stands in for the network where the loop around it is looked at: it compiles in a second."""
 
-    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, rng: np.random.Generator):
+    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, compute_dtype: str, rng: np.random.Generator):
         self.norm = BatchNorm(3, momentum=batch_norm_momentum)
         self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        colours = self.norm(normalise(images), train=train).mean((1, 2))
+        colours = batch_norm_relu(normalise(images), jnp.zeros(3), [self.norm], train=train).mean((1, 2))
         return unit_vectors(colours @ self.kernel[...])
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ LARGE_MAP = 32  # pixels; on a CPU, kernel gradients on maps of more than this s
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with PyTorch's running statistics.
+    """The parameters and running statistics of a batch normalisation, which `batch_norm_relu` applies.
 
     The batch is normalised with its biased variance, while the running variance takes the unbiased one, which
     `flax.nnx.BatchNorm` does not.
@@ -31,35 +32,91 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
         self.momentum = momentum
 
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        bias: Float[Array, " channels"] | float = 0.0,
-        *,
-        train: bool,
-    ) -> Float[Array, "..."]:
-        """Normalises `x + bias`; with `train`, by its own statistics, which then enter the running ones.
+    def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
+        """Lets a batch's mean and unbiased variance enter the running ones."""
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * var
 
-        The mean takes the bias of the convolution before away again: it need not be added to every pixel, and where
-        the batch normalises itself its gradient is 0.
-        """
-        if train:
-            mean = jnp.mean(x, (0, 1, 2))
-            var = jnp.mean(jnp.square(x - mean[None, None, None]), (0, 1, 2))
-            count = x.size // x.shape[-1]
-            self._update(mean + bias, var * (count / max(count - 1, 1)))
-        else:
-            mean, var = self.mean[...] - bias, self.var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return x * factor[None, None, None] + (self.bias[...] - mean * factor)[None, None, None]
 
-    def _update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * jax.lax.stop_gradient(mean)
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * jax.lax.stop_gradient(var)
+def batch_norm_relu(
+    x: Float[Array, "batch height width channels"],
+    shift: Float[Array, " channels"],
+    norms: Sequence[BatchNorm],
+    *,
+    train: bool,
+) -> Float[Array, "batch height width channels"]:
+    """Normalises `x + shift` and sets what is negative to 0.
+
+    Args:
+        x: a convolution without its bias; float32 or bfloat16, as is the result. All else is float32.
+        shift: the bias. A batch's own mean takes it away again, so that in training it enters the running mean only.
+        norms: whose channels follow each other in `x`.
+        train: normalise by the batch's statistics, which then enter the running ones.
+    """
+    scale, bias, running_mean, var = (
+        jnp.concatenate([getattr(norm, leaf)[...] for norm in norms]) for leaf in ("scale", "bias", "mean", "var")
+    )
+    if not train:
+        factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        offset = bias + (shift - running_mean) * factor
+        return jnp.maximum(x * factor[None, None, None] + offset[None, None, None], 0).astype(x.dtype)
+    y, mean, var = _normalise_batch(x, scale, bias, running_mean - shift)
+    count = x.size // x.shape[-1]
+    ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
+    statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
+    for norm, *own in zip(norms, *statistics, strict=True):
+        norm.update(*own)
+    return y
+
+
+@jax.custom_vjp
+def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+    """Normalises `x` by its own statistics and rectifies: also its mean and biased variance, which have no gradient.
+
+    Written out with its gradient, as differentiation finds neither: one pass over `x` takes the statistics and one
+    normalises; backward, one over `x` and the gradient takes both sums and one applies them. `x` is all that is kept.
+
+    Args:
+        x: float32 or bfloat16.
+        scale: one a channel.
+        bias: one a channel.
+        guess: about the mean, without gradient. From the squares of the distances to it the variance is found in the
+            same pass as the mean, without the cancellation that squares of large values would bring.
+    """
+    return _normalise_forward(x, scale, bias, guess)[0]
+
+
+def _normalise_forward(
+    x: Array, scale: Array, bias: Array, guess: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    distances = x.astype(jnp.float32) - guess[None, None, None]
+    off = jnp.mean(distances, (0, 1, 2))
+    var = jnp.maximum(jnp.mean(jnp.square(distances), (0, 1, 2)) - jnp.square(off), 0)
+    mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
+    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
+
+
+def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
+    x, scale, bias, mean, inverse = kept
+    standard = _standardise(x, mean, inverse)
+    is_positive = standard * scale[None, None, None] + bias[None, None, None] > 0
+    gradient = jnp.where(is_positive, gradients[0].astype(jnp.float32), 0)
+    of_bias, of_scale = jnp.sum(gradient, (0, 1, 2)), jnp.sum(gradient * standard, (0, 1, 2))
+    count = x.size // x.shape[-1]
+    centred = gradient - (of_bias / count)[None, None, None] - standard * (of_scale / count)[None, None, None]
+    return (centred * (scale * inverse)[None, None, None]).astype(x.dtype), of_scale, of_bias, None
+
+
+_normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
+    return (x.astype(jnp.float32) - mean[None, None, None]) * inverse[None, None, None]
 
 
 class Conv(nnx.Module):
-    """Convolution with an odd square kernel, padded so that stride 1 keeps the size. Its bias is BatchNorm's to add."""
+    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator):
         """Args:
@@ -76,16 +133,11 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
         self.stride = stride
 
-    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
-        return convolve(x, self.kernel[...], self.stride)
-
 
 def convolve(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
 ) -> Float[Array, "..."]:
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
-    if kernel.shape[0] == 1:
-        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_convolve, stride=stride))
 
@@ -98,6 +150,8 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 def _convolve_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
     """The same, around what XLA does slowly on CPUs: any convolution of small maps, kernel gradients of large ones."""
+    if len(kernel) == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     if x.shape[1] <= SMALL_MAP:
         return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
     return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve(x, kernel, stride)
@@ -146,32 +200,35 @@ def max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x: Array, stride: int) -> Array:
-    pad = (1, 1) if stride == 1 else (0, 1)
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), pad, pad, (0, 0)]
-    )
+    pads = [(0, 0), _max_pool_pad(stride), _max_pool_pad(stride), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
 
 
-def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    maximum = _max_pool(x, stride)
-    return maximum, (x, maximum)
+def _max_pool_pad(stride: int) -> tuple[int, int]:
+    return (1, 1) if stride == 1 else (0, 1)
 
 
-def _max_pool_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+    """The maxima, and each one's place in its window, 0 to 8, row by row."""
+    pad = _max_pool_pad(stride)
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((size - 3) // stride * stride + 1 for size in padded.shape[1:3])
+    corner, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3))
+    maxima, places = corner, jnp.zeros(corner.shape, jnp.uint8)
+    for place, values in enumerate(others, start=1):
+        places = jnp.where(values > maxima, jnp.uint8(place), places)
+        maxima = jnp.maximum(maxima, values)
+    return maxima, (places, x.shape)
+
+
+def _max_pool_backward(stride: int, saved: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
     """Gathers each pixel's gradient from the windows it is in; XLA's own scatters, with one thread on CPUs."""
-    x, maximum = saved
-    batch, height, width, channels = x.shape
-    rows, columns = maximum.shape[1:3]
+    places, (batch, height, width, channels) = saved
+    rows, columns = gradient.shape[1:3]
     pad, reach = (1 if stride == 1 else 0), 2 // stride  # how many windows further on a pixel can be
-    edges = [(pad, stride * (side - 1) + 3 - size - pad) for side, size in ((rows, height), (columns, width))]
-    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)), constant_values=-jnp.inf)
-
-    taken, shares = jnp.zeros(maximum.shape, bool), {}
+    shares = {}
     for i, j in itertools.product(range(3), range(3)):
-        stop = i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1
-        is_maximum = padded[:, i : stop[0] : stride, j : stop[1] : stride] == maximum
-        share = jnp.where(is_maximum & ~taken, gradient, 0)
-        taken |= is_maximum
+        share = jnp.where(places == 3 * i + j, gradient, 0)
         shift = [(k // stride, reach - k // stride) for k in (i, j)]
         shares[i, j] = jnp.pad(share, ((0, 0), *shift, (0, 0)))
 
@@ -192,4 +249,5 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
     """3x3 mean of stride 1 over zero-padded borders, which count: the divisor is 9 everywhere."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads) / 9
+    sums = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads)
+    return (sums / 9).astype(x.dtype)
