@@ -90,8 +90,8 @@ def _normalise_forward(
     x: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     distances = x.astype(jnp.float32) - guess[None, None, None]
-    off = jnp.mean(distances, (0, 1, 2))
-    var = jnp.maximum(jnp.mean(jnp.square(distances), (0, 1, 2)) - jnp.square(off), 0)
+    off, squared = _sums(distances, jnp.square(distances)) / (x.size // x.shape[-1])
+    var = jnp.maximum(squared - jnp.square(off), 0)
     mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
     y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
     return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
@@ -102,13 +102,18 @@ def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -
     standard = _standardise(x, mean, inverse)
     is_positive = standard * scale[None, None, None] + bias[None, None, None] > 0
     gradient = jnp.where(is_positive, gradients[0].astype(jnp.float32), 0)
-    of_bias, of_scale = jnp.sum(gradient, (0, 1, 2)), jnp.sum(gradient * standard, (0, 1, 2))
+    of_bias, of_scale = _sums(gradient, gradient * standard)
     count = x.size // x.shape[-1]
     centred = gradient - (of_bias / count)[None, None, None] - standard * (of_scale / count)[None, None, None]
     return (centred * (scale * inverse)[None, None, None]).astype(x.dtype), of_scale, of_bias, None
 
 
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _sums(*maps: Array) -> Array:
+    """Sums over images and pixels, one row a map: within images first, so that two kernels of a GPU do them all."""
+    return jnp.sum(jnp.stack([jnp.sum(values, (1, 2)) for values in maps]), 1)
 
 
 def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
@@ -195,40 +200,43 @@ def max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> 
 
     Of equal pixels the first, row by row, takes the gradient, as in PyTorch.
     """
-    return _max_pool(x, stride)
+    on_cpu = functools.partial(_max_pool_on_cpu, stride=stride)
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(_max_pool, stride=stride))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x: Array, stride: int) -> Array:
-    pads = [(0, 0), _max_pool_pad(stride), _max_pool_pad(stride), (0, 0)]
+def _largest(x: Array, stride: int) -> Array:
+    pads = [(0, 0), _pool_pad(stride), _pool_pad(stride), (0, 0)]
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
 
 
-def _max_pool_pad(stride: int) -> tuple[int, int]:
+def _pool_pad(stride: int) -> tuple[int, int]:
     return (1, 1) if stride == 1 else (0, 1)
 
 
-def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
-    """The maxima, and each one's place in its window, 0 to 8, row by row."""
-    pad = _max_pool_pad(stride)
-    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
-    rows, columns = ((size - 3) // stride * stride + 1 for size in padded.shape[1:3])
-    corner, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3))
-    maxima, places = corner, jnp.zeros(corner.shape, jnp.uint8)
-    for place, values in enumerate(others, start=1):
-        places = jnp.where(values > maxima, jnp.uint8(place), places)
-        maxima = jnp.maximum(maxima, values)
-    return maxima, (places, x.shape)
+_max_pool_on_cpu = jax.custom_vjp(_largest, nondiff_argnums=(1,))
+_max_pool = jax.custom_vjp(_largest, nondiff_argnums=(1,))
 
 
-def _max_pool_backward(stride: int, saved: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
-    """Gathers each pixel's gradient from the windows it is in; XLA's own scatters, with one thread on CPUs."""
-    places, (batch, height, width, channels) = saved
-    rows, columns = gradient.shape[1:3]
+def _max_pool_on_cpu_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    maximum = _largest(x, stride)
+    return maximum, (x, maximum)
+
+
+def _max_pool_on_cpu_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    """Gathers each pixel's gradient from the windows it is in; XLA's own scatters, with one thread."""
+    x, maximum = saved
+    batch, height, width, channels = x.shape
+    rows, columns = maximum.shape[1:3]
     pad, reach = (1 if stride == 1 else 0), 2 // stride  # how many windows further on a pixel can be
-    shares = {}
+    edges = [(pad, stride * (side - 1) + 3 - size - pad) for side, size in ((rows, height), (columns, width))]
+    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)), constant_values=-jnp.inf)
+
+    taken, shares = jnp.zeros(maximum.shape, bool), {}
     for i, j in itertools.product(range(3), range(3)):
-        share = jnp.where(places == 3 * i + j, gradient, 0)
+        stop = i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1
+        is_maximum = padded[:, i : stop[0] : stride, j : stop[1] : stride] == maximum
+        share = jnp.where(is_maximum & ~taken, gradient, 0)
+        taken |= is_maximum
         shift = [(k // stride, reach - k // stride) for k in (i, j)]
         shares[i, j] = jnp.pad(share, ((0, 0), *shift, (0, 0)))
 
@@ -241,6 +249,38 @@ def _max_pool_backward(stride: int, saved: tuple[Array, tuple[int, ...]], gradie
     interleaved = jnp.stack([jnp.stack(row, 3) for row in sums], 2)
     whole = interleaved.reshape(batch, stride * (rows + reach), stride * (columns + reach), channels)
     return (whole[:, pad : pad + height, pad : pad + width],)
+
+
+_max_pool_on_cpu.defvjp(_max_pool_on_cpu_forward, _max_pool_on_cpu_backward)
+
+
+def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+    """The maxima, and where in its window each lies, 0 to 8, from which a gradient finds its way without a scatter."""
+    pad = _pool_pad(stride)
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((size - 3) // stride * stride + 1 for size in padded.shape[1:3])
+    corner, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3))
+    maxima, places = corner, jnp.zeros(corner.shape, jnp.uint8)
+    for place, values in enumerate(others, start=1):
+        places = jnp.where(values > maxima, jnp.uint8(place), places)
+        maxima = jnp.maximum(maxima, values)
+    return maxima, (places, x.shape)
+
+
+def _max_pool_backward(stride: int, kept: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
+    places, shape = kept
+    before, _ = _pool_pad(stride)
+    total = jnp.zeros(shape, jnp.float32)
+    for place in range(9):
+        lows = [offset - before for offset in divmod(place, 3)]
+        highs = [
+            size - low - (stride * (count - 1) + 1)
+            for size, low, count in zip(shape[1:3], lows, gradient.shape[1:3], strict=True)
+        ]
+        spread = [(0, 0, 0), *((low, high, stride - 1) for low, high in zip(lows, highs, strict=True)), (0, 0, 0)]
+        own = jnp.where(places == place, gradient.astype(jnp.float32), 0)
+        total += jax.lax.pad(own, jnp.float32(0), spread)
+    return (total.astype(gradient.dtype),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
