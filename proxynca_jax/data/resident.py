@@ -76,10 +76,11 @@ def _require_room(images: int, height: int, width: int, config: DataConfig) -> N
     needed, room = images * height * width * 3, int(IMAGES_SHARE * _free_bytes())
     if needed > room:
         side = math.isqrt(room // (3 * images))
+        device = jax.local_devices()[0].device_kind
         shrink = f"Set data.max_side to {side} or less, which shrinks larger images first, or" if side else "Set"
         raise UserError(
             f"data.placement is 'device', and the training images, {images:,} places of {height} × {width} pixels, "
-            f"need {needed / 1e9:.2f} GB; {room / 1e9:.2f} GB of {jax.local_devices()[0].device_kind} are free for them. "
+            f"need {needed / 1e9:.2f} GB; {room / 1e9:.2f} GB of {device} are free for them. "
             f"{shrink} data.placement to 'host'. (data.max_side is {config.max_side}.)"
         )
 
