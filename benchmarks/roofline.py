@@ -71,15 +71,16 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
     images, labels = jax.device_put(make_batch(batch_size))
     batch = {"image": images, "label": labels}
     train = steps.make_train_step(graph, config.loss, optimizer).lower(state, batch).compile()
-    network = jax.tree.map(jnp.copy, (state.params["network"], state.batch_stats))
-    embed = steps.make_embed_step(graph).lower(*network, images).compile()
+    embed_step = steps.make_embed_step(graph)
+    network = embed_step.fold(state.params["network"], state.batch_stats)
+    embed = embed_step.embed.lower(network, images).compile()
 
     def run_training() -> Any:
         nonlocal state
         state, loss = train(state, batch)
         return state, loss
 
-    return {"train": (train, run_training), "embed": (embed, lambda: embed(*network, images))}
+    return {"train": (train, run_training), "embed": (embed, lambda: embed(network, images))}
 
 
 def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tuple[str, str], float]:

@@ -70,8 +70,9 @@ def ours(step: str, batch_size: int) -> Program:
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
+        folded = embed_step.fold(state.params["network"], state.batch_stats)  # as once for each evaluation
         # The device computes them one after the other, and has them all once it has the last one.
-        *_, last = (embed_step(state.params["network"], state.batch_stats, batch["image"]) for _ in range(count))
+        *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)
 
     return {"train": train, "embed": embed}[step]

@@ -130,8 +130,9 @@ def _training(config: TrainConfig, split: Split, variant: Variant) -> tuple[Comp
 def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
     graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(0))
     embed_step = steps.make_embed_step(graph)
+    folded = embed_step.fold(network, batch_stats)
     batches = evaluation_batches(split, config.data, batch_size=variant.batch_size)
-    return lambda batch: embed_step(network, batch_stats, batch["image"]), prefetch_to_device(batches)
+    return lambda batch: embed_step.embed(folded, batch["image"]), prefetch_to_device(batches)
 
 
 def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, float, float]:

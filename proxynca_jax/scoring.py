@@ -82,11 +82,11 @@ def embed_batches(
     images, batch_size = len(split.labels), layout.round_up(config.evaluation.batch_size)
     loaded = evaluation_batches(split, config.data, batch_size=batch_size, share=processes.share())
     batches = prefetch_to_device(loaded, sharding=layout.batches)
-    computed = None
+    network, computed = embed_step.fold(params, batch_stats), None
     with contextlib.closing(batches), Progress("embedding", images=images) as progress:
         for batch in batches:
             check()
-            ahead = embed_step(params, batch_stats, batch["image"])
+            ahead = embed_step.embed(network, batch["image"])
             if computed is not None:  # the host takes a batch while the device computes the next
                 yield np.asarray(computed)
             computed = ahead

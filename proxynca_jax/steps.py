@@ -1,5 +1,6 @@
 """The jitted programs of the main job, a training step and an embedding step, and the state that they carry."""
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ Tree = dict[str, Any]
 Batch = dict[str, Array]  # "label" and what its images are made from, as the input pipeline gives it
 ImagesOf = Callable[[Batch], UInt8[Array, "batch size size 3"]]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Array]]
-EmbedStep = Callable[[Tree, Tree, Array], Array]
+Network = tuple[nnx.GraphDef, Tree]
 
 
 @struct.dataclass
@@ -32,6 +33,20 @@ class TrainState:
     batch_stats: Tree  # BatchNorm's running statistics
     opt_state: Any
     loss_sum: Float[Array, ""]  # sum of the batches' mean losses since the epoch began
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedStep:
+    """Embeds images in two compiled programs, of which the first serves a whole evaluation."""
+
+    fold: Callable[
+        [Tree, Tree], Network
+    ]  # the embedder's parameters and batch statistics to a network without BatchNorm
+    embed: Callable[[Network, Array], Array]  # that network and images to embeddings of length 1
+
+    def __call__(self, params: Tree, batch_stats: Tree, images: Array | np.ndarray) -> Array:
+        """Both for one batch."""
+        return self.embed(self.fold(params, batch_stats), images)
 
 
 def init_network(config: ModelConfig, rng: np.random.Generator) -> tuple[nnx.GraphDef, Tree, Tree]:
@@ -128,7 +143,7 @@ def make_train_step(
 
 
 def make_embed_step(graph: nnx.GraphDef, layout: Layout | None = None) -> EmbedStep:
-    """Compiles on first call: (network parameters, batch statistics, images) to embeddings of length 1.
+    """Compiles on first call.
 
     Args:
         graph: of the embedder.
@@ -137,9 +152,14 @@ def make_embed_step(graph: nnx.GraphDef, layout: Layout | None = None) -> EmbedS
     layout = layout or Layout()
 
     @jax.jit
-    def embed_step(
-        network: Tree, batch_stats: Tree, images: UInt8[Array, "batch size size 3"]
-    ) -> Float[Array, "batch dim"]:
-        return layout.gather(nnx.merge(graph, network, batch_stats)(images, train=False))
+    def fold(params: Tree, batch_stats: Tree) -> Network:
+        model = nnx.merge(graph, params, batch_stats)
+        model.fold()
+        folded_graph, state = nnx.split(model)
+        return folded_graph, nnx.to_pure_dict(state)
 
-    return embed_step
+    @jax.jit
+    def embed(network: Network, images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch dim"]:
+        return layout.gather(nnx.merge(*network)(images, train=False))
+
+    return EmbedStep(fold, embed)

@@ -33,6 +33,9 @@ class TinyEmbedder(nnx.Module):
         self.norm = BatchNorm(3, momentum=batch_norm_momentum)
         self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
 
+    def fold(self) -> None:
+        """Leaves the norm as it is."""
+
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         colours = batch_norm_relu(normalise(images), jnp.zeros(3), [self.norm], train=train).mean((1, 2))
         return unit_vectors(colours @ self.kernel[...])

@@ -9,6 +9,7 @@ from flax import nnx
 from torch.nn import functional
 
 from proxynca_jax.models.embedder import BN_INCEPTION, Embedder, Linear, Preprocessing, normalise, unit_vectors
+from proxynca_jax.models.layers import BatchNorm
 
 
 def leaves(seed: int) -> dict[tuple, jax.Array]:
@@ -83,3 +84,19 @@ def test_seed_decides_the_weights():
     assert len(drawn) == 71  # 69 convolutions and the embedding layer's two
     for path in drawn:
         assert not np.array_equal(first[path][...], other[path][...]), path
+
+
+def test_folded_network_embeds_as_the_network_does():
+    rng = np.random.default_rng(0)
+    model = Embedder(8, batch_norm_momentum=0.1, compute_dtype="float32", rng=rng)
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        if path[-1] in ("bias", "scale", "mean", "var"):  # which start as 0 or 1, where nothing would show
+            factor = 1 if path[-1] in ("scale", "var") else 0.1
+            leaf[...] = jnp.array(factor * (0.5 + rng.random(leaf.shape)), jnp.float32)
+    images = jnp.array(rng.integers(0, 256, (3, 32, 32, 3), np.uint8))
+    expected = model(images, train=False)
+    norms = sum(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(model))
+    model.fold()
+    assert norms > 60
+    assert not any(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(model))
+    np.testing.assert_allclose(model(images, train=False), expected, rtol=0, atol=1e-5)

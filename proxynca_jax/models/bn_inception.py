@@ -12,7 +12,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm_relu, convolve, max_pool
+from proxynca_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    average_pool,
+    batch_norm_relu,
+    convolve,
+    fold_batch_norm,
+    max_pool,
+)
 
 FEATURES = 1024
 
@@ -73,6 +81,12 @@ class BNInception(nnx.Module):
             if projection:
                 add(f"{block}_pool_proj", inputs, projection, 1)
 
+    def fold(self) -> None:
+        """Leaves inference by the running statistics to the convolutions; training is not possible any more."""
+        for norm in [name for name in vars(self) if name.endswith("_bn")]:
+            fold_batch_norm(getattr(self, norm.removesuffix("_bn")), getattr(self, norm))
+            delattr(self, norm)
+
     def stages(
         self, x: Float[Array, "batch size size 3"], *, train: bool
     ) -> Iterator[tuple[str, Float[Array, "batch ..."]]]:
@@ -124,6 +138,8 @@ class BNInception(nnx.Module):
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
         """BatchNorm and ReLU of what `_convolve` gave for `names`."""
         shift = jnp.concatenate([getattr(self, name).bias[...] for name in names])
+        if not hasattr(self, f"{names[0]}_bn"):
+            return jnp.maximum(x + shift[None, None, None], 0).astype(x.dtype)
         return batch_norm_relu(x, shift, [getattr(self, f"{name}_bn") for name in names], train=train)
 
     def _split(self, groups: Sequence[Sequence[str]], x: Array) -> list[Array]:

@@ -70,6 +70,10 @@ class Embedder(nnx.Module):
         self.embedding_layer = Linear(FEATURES, embedding_dim, rng=rng)
         self.compute_dtype = compute_dtype
 
+    def fold(self) -> None:
+        """As `BNInception.fold`."""
+        self.backbone.fold()
+
     def __call__(self, images: UInt8[Array, "batch size size 3"], *, train: bool) -> Float[Array, "batch dim"]:
         """Embeds images.
 

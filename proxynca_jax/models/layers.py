@@ -139,6 +139,13 @@ class Conv(nnx.Module):
         self.stride = stride
 
 
+def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
+    """Gives a convolution the kernel and the bias with which it does what `norm` does after it in inference."""
+    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + BATCH_NORM_EPSILON)
+    convolution.bias[...] = norm.bias[...] + (convolution.bias[...] - norm.mean[...]) * factor
+    convolution.kernel[...] = convolution.kernel[...] * factor[None, None, None]
+
+
 def convolve(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
 ) -> Float[Array, "..."]:
