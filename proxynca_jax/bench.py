@@ -1,6 +1,6 @@
 """Measures how fast this machine trains and embeds, at the reference's image size and with the real input pipeline.
 
-    python -m proxynca_jax.bench [--steps train embed] [--placements host] [--dtypes float32] [--batch_size 32]
+    python -m proxynca_jax.bench [--steps ...] [--placements ...] [--dtypes ...] [--batch_size 32]
 
 The images are made up, JPEG files of 500 × 375 pixels in memory, so nothing is needed and no disk is measured. Each row
 runs in a process of its own. What comes first, compilation included, is timed apart and never comes from a cache. Then
@@ -14,9 +14,11 @@ all of it as JSON.
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
+import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -26,14 +28,16 @@ import numpy as np
 from PIL import Image
 
 from proxynca_jax import steps
-from proxynca_jax.config import DataConfig, ModelConfig, TrainConfig
-from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device, training_batches
+from proxynca_jax.config import PLACEMENTS, DataConfig, ModelConfig, TrainConfig
+from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
+from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.layout import Layout
 from proxynca_jax.measurement import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.model_flops import peak_flops
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.stalls import Stalls
 
-PLACEMENTS = ("host",)
 DTYPES = ("float32",)
 CLASSES = 100  # CUB's
 PHOTOGRAPHS = 64  # different ones, used again and again
@@ -91,7 +95,7 @@ def measure(variant: Variant, peak: float) -> Measurement:
     jax.config.update("jax_enable_compilation_cache", False)
     before_mb = peak_mb()
     counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS
-    config = TrainConfig(data=DataConfig(), model=ModelConfig())
+    config = TrainConfig(data=DataConfig(placement=variant.placement), model=ModelConfig())
     # Enough for the pipeline to be still at work when the last counted step ends.
     split = photographs((1 + sum(counts) + 8) * variant.batch_size)
     compute, batches = {"train": _training, "embed": _embedding}[variant.step](config, split, variant)
@@ -115,23 +119,36 @@ Compute = Callable[[dict[str, jax.Array]], jax.Array]
 
 def _training(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
     optimizer = make_optimizer(config.optim, steps_per_epoch=1000)
-    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
-    train_step = steps.make_train_step(graph, config.loss, optimizer)
+    layout = Layout()
+    layout.check_batch_size(variant.batch_size)
+    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0, layout=layout)
+    order: dict[str, int] = {"batch_size": variant.batch_size, "seed": 0, "epoch": 0}
+    if variant.placement == "device":
+        resident = upload(split, config.data, layout)
+        places, images_of = {"pixels": resident.pixels}, functools.partial(crops, size=config.data.image_size)
+        batches = crop_batches(split, resident.sizes, config.data, **order)
+    else:
+        places, images_of = {}, operator.itemgetter("image")
+        batches = training_batches(split, config.data, **order)
+    train_step = steps.make_train_step(graph, config.loss, optimizer, images_of, layout)
 
     def compute(batch: dict[str, jax.Array]) -> jax.Array:
         nonlocal state
-        state, loss = train_step(state, batch)
+        state, loss = train_step(state, batch | places)
         return loss
 
-    batches = training_batches(split, config.data, batch_size=variant.batch_size, seed=0, epoch=0)
-    return compute, prefetch_to_device(batches)
+    return compute, prefetch_to_device(batches, sharding=layout.batches)
 
 
 def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
     graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(0))
-    embed_step = steps.make_embed_step(graph)
+    layout = Layout()
+    network, batch_stats = layout.place((network, batch_stats))
+    embed_step = steps.make_embed_step(graph, layout)
     batches = evaluation_batches(split, config.data, batch_size=variant.batch_size)
-    return lambda batch: embed_step(network, batch_stats, batch["image"]), prefetch_to_device(batches)
+    return lambda batch: embed_step(network, batch_stats, batch["image"]), prefetch_to_device(
+        batches, sharding=layout.batches
+    )
 
 
 def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, float, float]:
@@ -142,15 +159,14 @@ def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, fl
     first_seconds = time.perf_counter() - start
     for batch in itertools.islice(batches, counts.uncounted):
         compute(batch).block_until_ready()
-    waited, start = 0.0, time.perf_counter()
-    for _ in range(counts.counted):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        result = compute(batch)
-    result.block_until_ready()
+    start = time.perf_counter()
+    with Stalls() as stalls:
+        for batch in stalls.waiting(itertools.islice(batches, counts.counted)):
+            result = compute(batch)
+            stalls.computing(result)
+        result.block_until_ready()
     seconds = time.perf_counter() - start
-    return first_seconds, seconds / counts.counted, waited / seconds
+    return first_seconds, seconds / counts.counted, stalls.seconds / seconds
 
 
 def epoch_seconds(row: Measurement) -> dict[str, float]:
