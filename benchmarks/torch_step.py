@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from proxynca_jax.config import TrainConfig
+from proxynca_jax.config import ModelConfig, TrainConfig
 from proxynca_jax.measurement import (
     STEPS,
     Measurement,
@@ -51,13 +51,13 @@ def make_batch(batch_size: int, image_size: int = 227) -> tuple[np.ndarray, np.n
     return images, rng.integers(0, CLASSES, batch_size, np.int32)
 
 
-def ours(step: str, batch_size: int) -> Program:
+def ours(step: str, batch_size: int, *, dtype: str) -> Program:
     import jax
 
     from proxynca_jax import steps
     from proxynca_jax.optim import make_optimizer
 
-    config = TrainConfig()
+    config = TrainConfig(model=ModelConfig(compute_dtype=dtype))
     optimizer = make_optimizer(config.optim, steps_per_epoch=100)
     graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
     batch = jax.device_put(dict(zip(("image", "label"), make_batch(batch_size), strict=True)))
@@ -136,13 +136,18 @@ class Variant(NamedTuple):
     dtype: str  # of its products
 
 
+def in_jax(dtype: str) -> Variant:
+    return Variant(functools.partial(ours, dtype=dtype), "proxynca_jax.steps", peak_mb, dtype)
+
+
 def in_torch(dtype: str = "float32", **options: bool) -> Variant:
     return Variant(functools.partial(torch, **options), "convert.torch_network", torch_peak_mb, dtype)
 
 
 REFERENCE = "eager"
 VARIANTS = {
-    "ours": Variant(ours, "proxynca_jax.steps", peak_mb, "float32"),
+    "ours": in_jax("float32"),
+    "ours_bfloat16": in_jax("bfloat16"),
     REFERENCE: in_torch(channels_last=False),
     "channels_last": in_torch(),
     "compile": in_torch(compiled=True),

@@ -1,6 +1,6 @@
 """Measures how fast this machine trains and embeds, at the reference's image size and with the real input pipeline.
 
-    python -m proxynca_jax.bench [--steps train embed] [--placements host] [--dtypes float32] [--batch_size 32]
+    python -m proxynca_jax.bench [--steps ...] [--placements ...] [--dtypes ...] [--batch_size 32]
 
 The images are made up, JPEG files of 500 × 375 pixels in memory, so nothing is needed and no disk is measured. Each row
 runs in a process of its own. What comes first, compilation included, is timed apart and never comes from a cache. Then
@@ -14,9 +14,11 @@ all of it as JSON.
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
+import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -26,15 +28,16 @@ import numpy as np
 from PIL import Image
 
 from proxynca_jax import steps
-from proxynca_jax.config import DataConfig, ModelConfig, TrainConfig
-from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device, training_batches
+from proxynca_jax.config import COMPUTE_DTYPES, PLACEMENTS, DataConfig, ModelConfig, TrainConfig
+from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
+from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.layout import Layout
 from proxynca_jax.measurement import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.model_flops import peak_flops
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.stalls import Stalls
 
-PLACEMENTS = ("host",)
-DTYPES = ("float32",)
 CLASSES = 100  # CUB's
 PHOTOGRAPHS = 64  # different ones, used again and again
 REFERENCE_SECONDS = {"cub": 36, "cars": 35, "sop": 194}  # of training, an epoch, as the reference logged on a Titan X
@@ -45,19 +48,20 @@ class Variant(NamedTuple):
 
     step: str  # one of STEPS
     placement: str  # one of PLACEMENTS; images to embed always come from the host
-    dtype: str  # one of DTYPES
+    dtype: str  # one of COMPUTE_DTYPES
     batch_size: int
 
 
 class Counts(NamedTuple):
-    """How many steps a row takes after the first."""
+    """How many images a step takes, unless the user says it, and how many steps follow the first."""
 
+    batch_size: int
     uncounted: int
     counted: int
 
 
-CPU_COUNTS = Counts(uncounted=1, counted=3)  # a step takes seconds
-COUNTS = Counts(uncounted=20, counted=200)
+CPU_COUNTS = Counts(batch_size=8, uncounted=1, counted=3)  # with 32, a step takes seconds
+COUNTS = Counts(batch_size=32, uncounted=20, counted=200)
 
 
 def photographs(images: int) -> Split:
@@ -91,9 +95,10 @@ def measure(variant: Variant, peak: float) -> Measurement:
     jax.config.update("jax_enable_compilation_cache", False)
     before_mb = peak_mb()
     counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS
-    config = TrainConfig(data=DataConfig(), model=ModelConfig())
+    data, model = DataConfig(placement=variant.placement), ModelConfig(compute_dtype=variant.dtype)
+    config = TrainConfig(data=data, model=model)
     # Enough for the pipeline to be still at work when the last counted step ends.
-    split = photographs((1 + sum(counts) + 8) * variant.batch_size)
+    split = photographs((1 + counts.uncounted + counts.counted + 8) * variant.batch_size)
     compute, batches = {"train": _training, "embed": _embedding}[variant.step](config, split, variant)
     with contextlib.closing(batches):
         first_step_seconds, step_seconds, data_wait_share = _time(compute, batches, counts)
@@ -115,24 +120,35 @@ Compute = Callable[[dict[str, jax.Array]], jax.Array]
 
 def _training(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
     optimizer = make_optimizer(config.optim, steps_per_epoch=1000)
-    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
-    train_step = steps.make_train_step(graph, config.loss, optimizer)
+    layout = Layout()
+    layout.check_batch_size(variant.batch_size)
+    graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0, layout=layout)
+    order: dict[str, Any] = {"batch_size": variant.batch_size, "seed": 0, "epoch": 0}
+    if variant.placement == "device":
+        resident = upload(split, config.data, layout)
+        places, images_of = {"pixels": resident.pixels}, functools.partial(crops, size=config.data.image_size)
+        batches = crop_batches(split, resident.sizes, config.data, **order)
+    else:
+        places, images_of = {}, operator.itemgetter("image")
+        batches = training_batches(split, config.data, **order)
+    train_step = steps.make_train_step(graph, config.loss, optimizer, images_of, layout)
 
     def compute(batch: dict[str, jax.Array]) -> jax.Array:
         nonlocal state
-        state, loss = train_step(state, batch)
+        state, loss = train_step(state, batch | places)
         return loss
 
-    batches = training_batches(split, config.data, batch_size=variant.batch_size, seed=0, epoch=0)
-    return compute, prefetch_to_device(batches)
+    return compute, prefetch_to_device(batches, sharding=layout.batches)
 
 
 def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
     graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(0))
-    embed_step = steps.make_embed_step(graph)
-    folded = embed_step.fold(network, batch_stats)
+    layout = Layout()
+    embed_step = steps.make_embed_step(graph, layout)
+    folded = embed_step.fold(*layout.place((network, batch_stats)))
     batches = evaluation_batches(split, config.data, batch_size=variant.batch_size)
-    return lambda batch: embed_step.embed(folded, batch["image"]), prefetch_to_device(batches)
+    on_device = prefetch_to_device(batches, sharding=layout.batches)
+    return lambda batch: embed_step.embed(folded, batch["image"]), on_device
 
 
 def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, float, float]:
@@ -143,15 +159,14 @@ def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, fl
     first_seconds = time.perf_counter() - start
     for batch in itertools.islice(batches, counts.uncounted):
         compute(batch).block_until_ready()
-    waited, start = 0.0, time.perf_counter()
-    for _ in range(counts.counted):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        result = compute(batch)
-    result.block_until_ready()
+    start = time.perf_counter()
+    with Stalls() as stalls:
+        for batch in stalls.waiting(itertools.islice(batches, counts.counted)):
+            result = compute(batch)
+            stalls.computing(result)
+        result.block_until_ready()
     seconds = time.perf_counter() - start
-    return first_seconds, seconds / counts.counted, waited / seconds
+    return first_seconds, seconds / counts.counted, stalls.seconds / seconds
 
 
 def epoch_seconds(row: Measurement) -> dict[str, float]:
@@ -168,12 +183,12 @@ def print_epochs(rows: Sequence[Measurement]) -> None:
         print("".join([f"  {row.variant:22}", *(f"{seconds:9.1f}" for seconds in epoch_seconds(row).values())]))
 
 
-def variants(options: argparse.Namespace) -> list[list[Variant]]:
+def variants(options: argparse.Namespace, batch_size: int) -> list[list[Variant]]:
     """The rows of each step."""
     placements = {"train": options.placements, "embed": ["host"]}
     return [
         [
-            Variant(step, placement, dtype, options.batch_size)
+            Variant(step, placement, dtype, batch_size)
             for dtype, placement in itertools.product(options.dtypes, placements[step])
         ]
         for step in options.steps
@@ -188,15 +203,15 @@ def main() -> None:
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--batch_size", type=int, default=32, metavar="B", help="images (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, default=COMPUTE_DTYPES)
+    parser.add_argument("--batch_size", type=int, metavar="B", help="images (default: 8 on a CPU, else 32)")
     options = parser.parse_args()
     platform, device = in_own_process(describe_device)
     peaks = {dtype: in_own_process(peak_flops, dtype) for dtype in options.dtypes}
     described = (f"{dtype} {peak / 1e12:.3g} TFLOP/s ({source})" for dtype, (peak, source) in peaks.items())
     print(f"{device}; peak {', '.join(described)}", flush=True)
     rows = []
-    for group in variants(options):
+    for group in variants(options, options.batch_size or (CPU_COUNTS if platform == "cpu" else COUNTS).batch_size):
         found = [in_own_process(measure, variant, peaks[variant.dtype][0]) for variant in group]
         print_table(found, found[0])
         rows += found

@@ -47,7 +47,7 @@ def forward_flops(image_size: int, embedding_dim: int) -> int:
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that JAX's default device can reach, and where the number is from.
+    """FLOP/s that JAX's devices can reach together, and where the number is from.
 
     Args:
         dtype: "float32" or "bfloat16".
@@ -55,7 +55,7 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     kind = jax.devices()[0].device_kind
     for beginning, peaks in DATASHEET.items():
         if kind.startswith(beginning):
-            return peaks[dtype], "datasheet"
+            return peaks[dtype] * jax.device_count(), "datasheet"
     return measured_matmul(dtype), f"measured, {MATMUL_SIDE}² matrices"
 
 

@@ -34,8 +34,9 @@ class BatchNorm(nnx.Module):
 
     def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
         """Lets a batch's mean and unbiased variance enter the running ones."""
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * var
+        # Not `self.mean[...] =`, for which Flax asks for shardings: a fifth of the time that tracing a step takes.
+        self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
+        self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * var)
 
 
 def batch_norm_relu(
