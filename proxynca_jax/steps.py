@@ -36,7 +36,12 @@ class TrainState:
 
 def init_network(config: ModelConfig, rng: np.random.Generator) -> tuple[nnx.GraphDef, Tree, Tree]:
     """Builds the embedder with random weights: its graph, parameters and batch statistics."""
-    model = Embedder(config.embedding_dim, batch_norm_momentum=config.batch_norm_momentum, rng=rng)
+    model = Embedder(
+        config.embedding_dim,
+        batch_norm_momentum=config.batch_norm_momentum,
+        compute_dtype=config.compute_dtype,
+        rng=rng,
+    )
     graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 

@@ -30,11 +30,11 @@ from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.data.cache import cached
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.pipeline import ALL, crop_batches, prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
-from proxynca_jax.interrupt import Interrupted, never, stop_on_signal
+from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
 from proxynca_jax.optim import make_optimizer
@@ -176,7 +176,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
     options = on_device if config.data.placement == "device" else {}
-    train_step = steps.make_train_step(graph, config.loss, optimizer, **options, layout=layout)
+    train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
     embed_step = steps.make_embed_step(graph, layout)
 
     # Folder
@@ -193,14 +193,18 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
     data = job.config.data
     if data.cache:
         job.log.line(f"decoded images are kept in {data.cache}")
-        # Many processes may not all have to decode, but have to call the check equally often.
-        ask = check if processes.share() == ALL else never
-        train_split = cached(job.train_split, data, max_side=data.max_side, check=ask)
-        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, check=ask))
+        if not processes.is_first():
+            processes.wait_for_all("the cache")
+        # Many processes have to check equally often, and all but the first find the cache made.
+        options = {"check": check} if jax.process_count() == 1 else {}
+        train_split = cached(job.train_split, data, max_side=data.max_side, **options)
+        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, **options))
+        if processes.is_first():
+            processes.wait_for_all("the cache")
     if data.placement == "device":
-        resident = upload(job.train_split, data, check)
+        resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
-        job = job._replace(resident=resident._replace(pixels=job.layout.place(resident.pixels)))
+        job = job._replace(resident=resident)
     return job
 
 

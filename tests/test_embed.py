@@ -18,7 +18,7 @@ from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from proxynca_jax.embedding_files import Contents, read_embeddings, write_embeddings
 from proxynca_jax.models.embedder import normalise, unit_vectors
-from proxynca_jax.models.layers import BatchNorm
+from proxynca_jax.models.layers import BatchNorm, batch_norm_relu
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
@@ -29,12 +29,13 @@ STEP, BATCH, DIM = 12, 8, 8
 class TinyEmbedder(nnx.Module):
     """Stands in for the network, which would take a while to compile: nothing here depends on what it computes."""
 
-    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, rng: np.random.Generator):
+    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, compute_dtype: str, rng: np.random.Generator):
         self.norm = BatchNorm(3, momentum=batch_norm_momentum)
         self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        return unit_vectors(self.norm(normalise(images), train=train).mean((1, 2)) @ self.kernel[...])
+        colours = batch_norm_relu(normalise(images), jnp.zeros(3), [self.norm], train=train).mean((1, 2))
+        return unit_vectors(colours @ self.kernel[...])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from proxynca_jax.models.embedder import BN_INCEPTION, Embedder, Linear, Preproc
 
 
 def leaves(seed: int) -> dict[tuple, jax.Array]:
-    model = Embedder(64, batch_norm_momentum=0.1, rng=np.random.default_rng(seed))
+    model = Embedder(64, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(seed))
     return dict(nnx.to_flat_state(nnx.state(model)))
 
 
@@ -35,7 +35,7 @@ def test_unit_vectors_worked_by_hand():
 
 
 def test_pixels_to_embedding_worked_by_hand():
-    model = Embedder(2, batch_norm_momentum=0.1, rng=np.random.default_rng(0))
+    model = Embedder(2, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(0))
     model.backbone = lambda pixels, train: pixels[:, 0, 0]  # the features are the first pixel
     model.embedding_layer = Linear(3, 2, rng=np.random.default_rng(0))
     model.embedding_layer.kernel[...] = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -46,7 +46,7 @@ def test_pixels_to_embedding_worked_by_hand():
 
 
 def test_size_on_which_the_network_does_not_close():
-    model = Embedder(16, batch_norm_momentum=0.1, rng=np.random.default_rng(0))
+    model = Embedder(16, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"image size 48 .* 38 or 63"):
         model(jnp.zeros((1, 48, 48, 3), jnp.uint8), train=False)
 

@@ -197,7 +197,8 @@ def _batches(
     examples: grain.MapDataset, batch_size: int, config: DataConfig, share: tuple[int, int]
 ) -> Generator[Batch, None, None]:
     """Loads a share of each batch's examples with threads and stacks them, in order; closing it ends the threads."""
-    threads, (process, processes) = _threads(config), share
+    threads = _threads(config)
+    process, processes = share
     rows = batch_size // processes
 
     def of_share(place: int) -> Example | None:

@@ -20,6 +20,7 @@ from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import image_size, shrunk_size
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import never
+from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import Progress
 
 UPLOAD_IMAGES = 32  # at a time
@@ -33,12 +34,13 @@ class ResidentImages(NamedTuple):
     sizes: Int[np.ndarray, "images 2"]  # height and width of each, on the host
 
 
-def upload(split: Split, config: DataConfig, check: Callable[[], None] = never) -> ResidentImages:
-    """Puts all images of a split into the memory of JAX's default device.
+def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[], None] = never) -> ResidentImages:
+    """Puts all images of a split into the memory of each device.
 
     Args:
         split: the images, each with a place as large as the largest.
         config: their largest side and the threads to decode with.
+        layout: which devices.
         check: called after each image; raises to stop.
 
     Raises:
@@ -51,11 +53,13 @@ def upload(split: Split, config: DataConfig, check: Callable[[], None] = never) 
     places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # so that all uploads have one shape
     _require_room(places, height, width, config)
 
-    @jax.jit(donate_argnums=0)
+    whole = layout.whole if layout.mesh.size > 1 else None
+
+    @jax.jit(donate_argnums=0, out_shardings=whole)
     def place(pixels: Array, some: Array, start: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(pixels, some, start, 0)
 
-    pixels = jnp.zeros((places, height, width, 3), jnp.uint8)
+    pixels = jax.jit(lambda: jnp.zeros((places, height, width, 3), jnp.uint8), out_shardings=whole)()
     decoded = whole_images(split, config, max_side=config.max_side)
     with contextlib.closing(decoded), Progress("uploading", images=images) as progress:
         for start in range(0, images, UPLOAD_IMAGES):
@@ -72,10 +76,11 @@ def _require_room(images: int, height: int, width: int, config: DataConfig) -> N
     needed, room = images * height * width * 3, int(IMAGES_SHARE * _free_bytes())
     if needed > room:
         side = math.isqrt(room // (3 * images))
+        device = jax.local_devices()[0].device_kind
         shrink = f"Set data.max_side to {side} or less, which shrinks larger images first, or" if side else "Set"
         raise UserError(
             f"data.placement is 'device', and the training images, {images:,} places of {height} × {width} pixels, "
-            f"need {needed / 1e9:.2f} GB; {room / 1e9:.2f} GB of {jax.devices()[0].device_kind} are free for them. "
+            f"need {needed / 1e9:.2f} GB; {room / 1e9:.2f} GB of {device} are free for them. "
             f"{shrink} data.placement to 'host'. (data.max_side is {config.max_side}.)"
         )
 

@@ -149,12 +149,19 @@ def draw_crop(height: int, width: int, config: DataConfig, rng: np.random.Genera
     return box, bool(config.horizontal_flip and rng.random() < 0.5)
 
 
-def crop_and_resize(image: Pixels, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Cuts out `box` and resizes it to a square of `size` pixels.
+def crop_and_resize(image: Pixels, box: Box, size: int, *, mirror: bool = False) -> UInt8[np.ndarray, "size size 3"]:
+    """Cuts out `box`, resizes it to a square of `size` pixels and mirrors it if told to.
 
     Two steps on purpose: `Image.resize(box=...)` would let the filter see pixels outside the box.
     """
-    return _resize(image[box.top : box.top + box.height, box.left : box.left + box.width], size, size)
+    row_bytes = 3 * image.shape[1]
+    start = box.top * row_bytes + 3 * box.left
+    content = image.reshape(-1)[start : start + (box.height - 1) * row_bytes + 3 * box.width]
+    # Pillow skips what lies between two rows of the box, so that its pixels are copied once, and it mirrors faster
+    # than NumPy copies a mirrored view.
+    crop = PIL.Image.frombuffer("RGB", (box.width, box.height), content, "raw", "RGB", row_bytes, 1)
+    resized = crop.resize((size, size), PIL.Image.Resampling.BILINEAR)
+    return np.asarray(resized.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if mirror else resized)
 
 
 def train_transform(image: Pixels, config: DataConfig, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
@@ -170,8 +177,7 @@ def train_transform(image: Pixels, config: DataConfig, rng: np.random.Generator)
     """
     height, width, _ = image.shape
     box, mirror = draw_crop(height, width, config, rng)
-    pixels = crop_and_resize(image, box, config.image_size)
-    return pixels[:, ::-1] if mirror else pixels
+    return crop_and_resize(image, box, config.image_size, mirror=mirror)
 
 
 def eval_transform(image: Pixels, config: DataConfig) -> UInt8[np.ndarray, "size size 3"]:

@@ -4,14 +4,15 @@ Layers carry the names of the PyTorch state dict, so converting weights is a mat
 convolution has a bias and is followed by BatchNorm and ReLU. Images are NHWC.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.layers import BatchNorm, Conv, average_pool, max_pool
+from proxynca_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm_relu, convolve, max_pool
 
 FEATURES = 1024
 
@@ -81,28 +82,54 @@ class BNInception(nnx.Module):
             x: normalised images.
             train: normalise by the batch's statistics and update the running ones.
         """
-
-        def unit(name: str, x: Array) -> Array:
-            convolution, norm = getattr(self, name), getattr(self, f"{name}_bn")
-            return nnx.relu(norm(convolution(x), convolution.bias[...], train=train))
-
+        unit = functools.partial(self._unit, train=train)
         yield "conv1_relu_7x7", (x := unit("conv1_7x7_s2", x))
         yield "pool1_3x3_s2", (x := max_pool(x, stride=2))
         yield "conv2_relu_3x3_reduce", (x := unit("conv2_3x3_reduce", x))
         yield "conv2_relu_3x3", (x := unit("conv2_3x3", x))
         yield "pool2_3x3_s2", (x := max_pool(x, stride=2))
         for block, (_, (one, *_)) in BLOCKS.items():
-            yield block, (x := self._block(block, bool(one), unit, x))
-        yield "global_pool", jnp.mean(x, (1, 2))
+            yield block, (x := self._block(block, bool(one), x, train=train))
+        yield "global_pool", jnp.mean(x, (1, 2), jnp.float32)
 
-    def _block(self, block: str, keeps_size: bool, unit, x: Array) -> Array:
-        three = unit(f"{block}_3x3", unit(f"{block}_3x3_reduce", x))
-        double = unit(f"{block}_double_3x3_1", unit(f"{block}_double_3x3_reduce", x))
-        double = unit(f"{block}_double_3x3_2", double)
+    def _block(self, block: str, keeps_size: bool, x: Array, *, train: bool) -> Array:
+        unit = functools.partial(self._unit, train=train)
+        # The convolutions of 1x1 that share their input are one, with one BatchNorm.
+        entries = [f"{block}_{branch}" for branch in ("1x1", "3x3_reduce", "double_3x3_reduce")[not keeps_size :]]
+        projection = f"{block}_pool_proj"
         if not keeps_size:
-            return jnp.concatenate([three, double, max_pool(x, stride=2)], -1)
-        pooled = max_pool(x, stride=1) if block == MAX_POOLED else average_pool(x)
-        return jnp.concatenate([unit(f"{block}_1x1", x), three, double, unit(f"{block}_pool_proj", pooled)], -1)
+            entered, pooled = self._convolve(entries, x), None
+        elif block == MAX_POOLED:
+            entered, pooled = self._convolve(entries, x), self._convolve([projection], max_pool(x, stride=1))
+        else:
+            # The projection of an average is the average of the projection, which has fewer channels.
+            entered, projected = self._split([entries, [projection]], self._convolve([*entries, projection], x))
+            pooled = average_pool(projected)
+        entered = self._normalise(entries, entered, train=train)
+        *one, three, double = self._split([[name] for name in entries], entered)
+        branches = [*one, unit(f"{block}_3x3", three)]
+        branches.append(unit(f"{block}_double_3x3_2", unit(f"{block}_double_3x3_1", double)))
+        last = max_pool(x, stride=2) if pooled is None else self._normalise([projection], pooled, train=train)
+        return jnp.concatenate([*branches, last], -1)
+
+    def _unit(self, name: str, x: Array, *, train: bool) -> Array:
+        return self._normalise([name], self._convolve([name], x), train=train)
+
+    def _convolve(self, names: Sequence[str], x: Array) -> Array:
+        """The convolutions `names`, which differ in their output channels only, as one, without the biases."""
+        layers = [getattr(self, name) for name in names]
+        kernel = jnp.concatenate([layer.kernel[...] for layer in layers], -1)
+        return convolve(x, kernel.astype(x.dtype), layers[0].stride)
+
+    def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
+        """BatchNorm and ReLU of what `_convolve` gave for `names`."""
+        shift = jnp.concatenate([getattr(self, name).bias[...] for name in names])
+        return batch_norm_relu(x, shift, [getattr(self, f"{name}_bn") for name in names], train=train)
+
+    def _split(self, groups: Sequence[Sequence[str]], x: Array) -> list[Array]:
+        """The channels of each group of convolutions, of all that `x` holds."""
+        widths = [sum(getattr(self, name).bias.shape[0] for name in group) for group in groups]
+        return jnp.split(x, np.cumsum(widths)[:-1], -1)
 
     def __call__(self, x: Float[Array, "batch size size 3"], *, train: bool) -> Float[Array, "batch 1024"]:
         """Maps normalised images to features.

@@ -58,14 +58,17 @@ class Linear(nnx.Module):
 class Embedder(nnx.Module):
     """Images to unit vectors of `embedding_dim`."""
 
-    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, rng: np.random.Generator):
+    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, compute_dtype: str, rng: np.random.Generator):
         """Args:
         embedding_dim: D, width of an embedding.
         batch_norm_momentum: share of the old running statistics kept at each training step, 0 to 1.
+        compute_dtype: of the backbone's maps, and of the kernels as its convolutions read them. Parameters, statistics,
+            features and embeddings are float32.
         rng: source of the initial weights; the embedding layer's are those of the reference.
         """
         self.backbone = BNInception(batch_norm_momentum=batch_norm_momentum, rng=rng)
         self.embedding_layer = Linear(FEATURES, embedding_dim, rng=rng)
+        self.compute_dtype = compute_dtype
 
     def __call__(self, images: UInt8[Array, "batch size size 3"], *, train: bool) -> Float[Array, "batch dim"]:
         """Embeds images.
@@ -77,4 +80,5 @@ class Embedder(nnx.Module):
         Returns:
             Vectors of length 1.
         """
-        return unit_vectors(self.embedding_layer(self.backbone(normalise(images), train=train)))
+        pixels = normalise(images).astype(self.compute_dtype)  # whole numbers below 256: exact in bfloat16 as well
+        return unit_vectors(self.embedding_layer(self.backbone(pixels, train=train)))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ LARGE_MAP = 32  # pixels; on a CPU, kernel gradients on maps of more than this s
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with PyTorch's running statistics.
+    """The parameters and running statistics of a batch normalisation, which `batch_norm_relu` applies.
 
     The batch is normalised with its biased variance, while the running variance takes the unbiased one, which
     `flax.nnx.BatchNorm` does not.
@@ -31,35 +32,96 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
         self.momentum = momentum
 
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        bias: Float[Array, " channels"] | float = 0.0,
-        *,
-        train: bool,
-    ) -> Float[Array, "..."]:
-        """Normalises `x + bias`; with `train`, by its own statistics, which then enter the running ones.
+    def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
+        """Lets a batch's mean and unbiased variance enter the running ones."""
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * var
 
-        The mean takes the bias of the convolution before away again: it need not be added to every pixel, and where
-        the batch normalises itself its gradient is 0.
-        """
-        if train:
-            mean = jnp.mean(x, (0, 1, 2))
-            var = jnp.mean(jnp.square(x - mean[None, None, None]), (0, 1, 2))
-            count = x.size // x.shape[-1]
-            self._update(mean + bias, var * (count / max(count - 1, 1)))
-        else:
-            mean, var = self.mean[...] - bias, self.var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return x * factor[None, None, None] + (self.bias[...] - mean * factor)[None, None, None]
 
-    def _update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * jax.lax.stop_gradient(mean)
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * jax.lax.stop_gradient(var)
+def batch_norm_relu(
+    x: Float[Array, "batch height width channels"],
+    shift: Float[Array, " channels"],
+    norms: Sequence[BatchNorm],
+    *,
+    train: bool,
+) -> Float[Array, "batch height width channels"]:
+    """Normalises `x + shift` and sets what is negative to 0.
+
+    Args:
+        x: a convolution without its bias; float32 or bfloat16, as is the result. All else is float32.
+        shift: the bias. A batch's own mean takes it away again, so that in training it enters the running mean only.
+        norms: whose channels follow each other in `x`.
+        train: normalise by the batch's statistics, which then enter the running ones.
+    """
+    scale, bias, running_mean, var = (
+        jnp.concatenate([getattr(norm, leaf)[...] for norm in norms]) for leaf in ("scale", "bias", "mean", "var")
+    )
+    if not train:
+        factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        offset = bias + (shift - running_mean) * factor
+        return jnp.maximum(x * factor[None, None, None] + offset[None, None, None], 0).astype(x.dtype)
+    y, mean, var = _normalise_batch(x, scale, bias, running_mean - shift)
+    count = x.size // x.shape[-1]
+    ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
+    statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
+    for norm, *own in zip(norms, *statistics, strict=True):
+        norm.update(*own)
+    return y
+
+
+@jax.custom_vjp
+def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+    """Normalises `x` by its own statistics and rectifies: also its mean and biased variance, which have no gradient.
+
+    Written out with its gradient, as differentiation finds neither: one pass over `x` takes the statistics and one
+    normalises; backward, one over `x` and the gradient takes both sums and one applies them. `x` is all that is kept.
+
+    Args:
+        x: float32 or bfloat16.
+        scale: one a channel.
+        bias: one a channel.
+        guess: about the mean, without gradient. From the squares of the distances to it the variance is found in the
+            same pass as the mean, without the cancellation that squares of large values would bring.
+    """
+    return _normalise_forward(x, scale, bias, guess)[0]
+
+
+def _normalise_forward(
+    x: Array, scale: Array, bias: Array, guess: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    distances = x.astype(jnp.float32) - guess[None, None, None]
+    off, squared = _sums(distances, jnp.square(distances)) / (x.size // x.shape[-1])
+    var = jnp.maximum(squared - jnp.square(off), 0)
+    mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
+    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
+
+
+def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
+    x, scale, bias, mean, inverse = kept
+    standard = _standardise(x, mean, inverse)
+    is_positive = standard * scale[None, None, None] + bias[None, None, None] > 0
+    gradient = jnp.where(is_positive, gradients[0].astype(jnp.float32), 0)
+    of_bias, of_scale = _sums(gradient, gradient * standard)
+    count = x.size // x.shape[-1]
+    centred = gradient - (of_bias / count)[None, None, None] - standard * (of_scale / count)[None, None, None]
+    return (centred * (scale * inverse)[None, None, None]).astype(x.dtype), of_scale, of_bias, None
+
+
+_normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _sums(*maps: Array) -> Array:
+    """Sums over images and pixels, one row a map: within images first, so that two kernels of a GPU do them all."""
+    return jnp.sum(jnp.stack([jnp.sum(values, (1, 2)) for values in maps]), 1)
+
+
+def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
+    return (x.astype(jnp.float32) - mean[None, None, None]) * inverse[None, None, None]
 
 
 class Conv(nnx.Module):
-    """Convolution with an odd square kernel, padded so that stride 1 keeps the size. Its bias is BatchNorm's to add."""
+    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator):
         """Args:
@@ -76,16 +138,11 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
         self.stride = stride
 
-    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
-        return convolve(x, self.kernel[...], self.stride)
-
 
 def convolve(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
 ) -> Float[Array, "..."]:
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
-    if kernel.shape[0] == 1:
-        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_convolve, stride=stride))
 
@@ -98,6 +155,8 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 def _convolve_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
     """The same, around what XLA does slowly on CPUs: any convolution of small maps, kernel gradients of large ones."""
+    if len(kernel) == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     if x.shape[1] <= SMALL_MAP:
         return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
     return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve(x, kernel, stride)
@@ -141,24 +200,30 @@ def max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> 
 
     Of equal pixels the first, row by row, takes the gradient, as in PyTorch.
     """
-    return _max_pool(x, stride)
+    on_cpu = functools.partial(_max_pool_on_cpu, stride=stride)
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(_max_pool, stride=stride))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x: Array, stride: int) -> Array:
-    pad = (1, 1) if stride == 1 else (0, 1)
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), [(0, 0), pad, pad, (0, 0)]
-    )
+def _largest(x: Array, stride: int) -> Array:
+    pads = [(0, 0), _pool_pad(stride), _pool_pad(stride), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
 
 
-def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    maximum = _max_pool(x, stride)
+def _pool_pad(stride: int) -> tuple[int, int]:
+    return (1, 1) if stride == 1 else (0, 1)
+
+
+_max_pool_on_cpu = jax.custom_vjp(_largest, nondiff_argnums=(1,))
+_max_pool = jax.custom_vjp(_largest, nondiff_argnums=(1,))
+
+
+def _max_pool_on_cpu_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    maximum = _largest(x, stride)
     return maximum, (x, maximum)
 
 
-def _max_pool_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    """Gathers each pixel's gradient from the windows it is in; XLA's own scatters, with one thread on CPUs."""
+def _max_pool_on_cpu_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    """Gathers each pixel's gradient from the windows it is in; XLA's own scatters, with one thread."""
     x, maximum = saved
     batch, height, width, channels = x.shape
     rows, columns = maximum.shape[1:3]
@@ -186,10 +251,43 @@ def _max_pool_backward(stride: int, saved: tuple[Array, Array], gradient: Array)
     return (whole[:, pad : pad + height, pad : pad + width],)
 
 
+_max_pool_on_cpu.defvjp(_max_pool_on_cpu_forward, _max_pool_on_cpu_backward)
+
+
+def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+    """The maxima, and where in its window each lies, 0 to 8, from which a gradient finds its way without a scatter."""
+    pad = _pool_pad(stride)
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((size - 3) // stride * stride + 1 for size in padded.shape[1:3])
+    corner, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3))
+    maxima, places = corner, jnp.zeros(corner.shape, jnp.uint8)
+    for place, values in enumerate(others, start=1):
+        places = jnp.where(values > maxima, jnp.uint8(place), places)
+        maxima = jnp.maximum(maxima, values)
+    return maxima, (places, x.shape)
+
+
+def _max_pool_backward(stride: int, kept: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
+    places, shape = kept
+    before, _ = _pool_pad(stride)
+    total = jnp.zeros(shape, jnp.float32)
+    for place in range(9):
+        lows = [offset - before for offset in divmod(place, 3)]
+        highs = [
+            size - low - (stride * (count - 1) + 1)
+            for size, low, count in zip(shape[1:3], lows, gradient.shape[1:3], strict=True)
+        ]
+        spread = [(0, 0, 0), *((low, high, stride - 1) for low, high in zip(lows, highs, strict=True)), (0, 0, 0)]
+        own = jnp.where(places == place, gradient.astype(jnp.float32), 0)
+        total += jax.lax.pad(own, jnp.float32(0), spread)
+    return (total.astype(gradient.dtype),)
+
+
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
     """3x3 mean of stride 1 over zero-padded borders, which count: the divisor is 9 everywhere."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads) / 9
+    sums = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads)
+    return (sums / 9).astype(x.dtype)

@@ -1,0 +1,185 @@
+"""Times the input pipeline beside the reference's, in images/s, after comparing their pixels.
+
+    python -m benchmarks.input [--images 768] [--repeats 5] [--threads 2] [--pipelines reference ours] [--json FILE]
+
+It needs torchvision and a torch in an environment of its own, in which this package is installed, too: the CPU builds
+of torch and PyPI's torchvision do not fit each other, so that elsewhere torchvision would disturb.
+
+    python -m venv input && . input/bin/activate
+    pip install . torch==2.13.0 && pip install --no-deps torchvision==0.28.0
+
+The images are drawn: parts of scikit-learn's two photographs as JPEGs of 500 to 700 pixels a side, with grain, about
+100 kB each. The pipelines take turns, each in a process of its own, over all images once, from opening the epoch to
+its last batch; a few batches run before. A core is a second of the processor's time, of all processes and threads.
+
+HEADER
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from sklearn.datasets import load_sample_images
+
+from benchmarks import input_reference
+from proxynca_jax.config import DataConfig
+from proxynca_jax.data.cache import cached
+from proxynca_jax.data.datasets import FileImages
+from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, training_batches
+from proxynca_jax.data.split import Split
+from proxynca_jax.data.transforms import crop_and_resize, decode, draw_crop, image_size
+
+BATCH = 32
+DRAWN_SIDES = (500, 701)  # pixels, of an image's side
+MAX_SIDE = 400  # pixels, of the shrunk images
+WARM_UP_IMAGES = 4 * BATCH
+
+
+def draw(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    photographs = [PIL.Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in range(count):
+        photograph = photographs[number % 2]
+        height, width = rng.integers(*DRAWN_SIDES, 2).tolist()
+        part_width = rng.uniform(0.5, 1) * min(photograph.width, photograph.height * width / height)
+        part_height = part_width * height / width
+        left, top = rng.uniform(0, photograph.width - part_width), rng.uniform(0, photograph.height - part_height)
+        box = (left, top, left + part_width, top + part_height)
+        enlarged = photograph.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+        pixels = np.asarray(enlarged, np.float32) + rng.normal(0, 4, (height, width, 1))
+        image = PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:05d}.jpg", quality=(85, 92)[number % 2])
+
+
+def make_split(paths: list[Path]) -> Split:
+    names = [path.name for path in paths]
+    return Split(images=FileImages(paths), names=names, labels=np.zeros(len(paths), np.int32), class_names=("drawn",))
+
+
+def ours(paths: list[Path], config: DataConfig) -> Iterator[dict[str, np.ndarray]]:
+    return training_batches(make_split(paths), config, batch_size=BATCH, seed=0, epoch=0)
+
+
+def cache(paths: list[Path], config: DataConfig) -> Iterator[dict[str, np.ndarray]]:
+    split = cached(make_split(paths), config, max_side=config.max_side)
+    return training_batches(split, config, batch_size=BATCH, seed=0, epoch=0)
+
+
+def shrunk_cache(paths: list[Path], config: DataConfig) -> Iterator[dict[str, np.ndarray]]:
+    return cache(paths, dataclasses.replace(config, max_side=MAX_SIDE))
+
+
+def device(paths: list[Path], config: DataConfig) -> Iterator[dict[str, np.ndarray]]:
+    sizes = np.array([image_size(path.read_bytes(), path.name) for path in paths])
+    return crop_batches(make_split(paths), sizes, config, batch_size=BATCH, seed=0, epoch=0)
+
+
+def reference(paths: list[Path], config: DataConfig) -> Iterator[object]:
+    return iter(input_reference.training_loader(paths, batch_size=BATCH, workers=config.threads))
+
+
+PIPELINES: dict[str, Callable[[list[Path], DataConfig], Iterator[object]]] = {
+    "reference": reference,
+    "ours": ours,
+    "cache": cache,
+    "shrunk_cache": shrunk_cache,
+    "device": device,
+}
+
+
+def processor_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def measure(name: str, paths: list[Path], config: DataConfig) -> dict[str, float]:
+    """Images a second, of the clock and of the processor."""
+    for _ in PIPELINES[name](paths[:WARM_UP_IMAGES], config):
+        pass
+    PIPELINES[name](paths, config)  # so that a cache is there
+    start, processor_start, batches = time.perf_counter(), processor_seconds(), 0
+    for _ in PIPELINES[name](paths, config):
+        batches += 1
+    seconds, processor = time.perf_counter() - start, processor_seconds() - processor_start
+    return {"per_second": batches * BATCH / seconds, "per_core": batches * BATCH / processor}
+
+
+def compare_pixels(paths: list[Path], config: DataConfig) -> None:
+    """Exits unless both make the same pixels of all images for evaluation, and of their training crops."""
+    rng = np.random.default_rng(0)
+    batches = evaluation_batches(make_split(paths), config, batch_size=1)
+    for path, batch in zip(paths, batches, strict=True):
+        image = decode(path.read_bytes(), path.name)
+        box, _ = draw_crop(image.shape[0], image.shape[1], config, rng)
+        for what, pixels, theirs in (
+            ("evaluation", batch["image"][0], input_reference.evaluation_pixels(path)),
+            ("a training crop", crop_and_resize(image, box, config.image_size), input_reference.crop(path, box)),
+        ):
+            if not np.array_equal(pixels, theirs):
+                sys.exit(f"{path}: pixels differ for {what}, by up to {np.abs(pixels - theirs.astype(int)).max()}")
+    print(f"pixels of {len(paths)} images: the same, for evaluation and for a training crop of each")
+
+
+def in_a_process(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    words = [sys.executable, "-m", "benchmarks.input", "--folder", str(folder), "--run", name]
+    program = subprocess.run([*words, "--threads", str(arguments.threads)], capture_output=True, text=True, check=False)
+    if program.returncode:
+        sys.exit(f"{name} failed:\n{program.stderr[-2000:]}")
+    return json.loads(program.stdout.splitlines()[-1])
+
+
+def print_table(runs: dict[str, list[dict[str, float]]]) -> None:
+    print(f"{'pipeline':>14} {'images/s':>9} {'from':>6} {'to':>6} {'ratio':>6} {'images/s a core':>16} {'ratio':>6}")
+    medians = {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+    }
+    base = next(iter(medians.values()))
+    for name, found in runs.items():
+        speeds, median = [run["per_second"] for run in found], medians[name]
+        ratios = {key: median[key] / base[key] for key in median}
+        print(
+            f"{name:>14} {median['per_second']:9.0f} {min(speeds):6.0f} {max(speeds):6.0f} {ratios['per_second']:6.2f} "
+            f"{median['per_core']:16.0f} {ratios['per_core']:6.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="ours, and processes of the reference")
+    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        config = DataConfig(cache=str(arguments.folder / "cache"), threads=arguments.threads)
+        print(json.dumps(measure(arguments.run, sorted(arguments.folder.glob("*.jpg")), config)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw(folder, arguments.images)
+        compare_pixels(sorted(folder.glob("*.jpg")), DataConfig(threads=arguments.threads))
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.pipelines}
+        for _ in range(arguments.repeats):
+            for pipeline, found in runs.items():
+                found.append(in_a_process(pipeline, folder, arguments))
+    print_table(runs)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(runs, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
