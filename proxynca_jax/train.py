@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,8 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
-    options = on_device if config.data.placement == "device" else {}
+    options: dict[str, Any] = on_device if config.data.placement == "device" else {}
+    options["donate"] = steps.donates(jax.default_backend())
     train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
     embed_step = steps.make_embed_step(graph, layout)
 

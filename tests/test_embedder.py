@@ -100,3 +100,24 @@ def test_folded_network_embeds_as_the_network_does():
     assert norms > 60
     assert not any(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(model))
     np.testing.assert_allclose(model(images, train=False), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_bfloat16_embeds_about_as_float32_and_keeps_float32(train):
+    images = jnp.array(np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), np.uint8))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        model = Embedder(32, batch_norm_momentum=0.1, compute_dtype=dtype, rng=np.random.default_rng(0))
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def embed(state, graph=graph):
+            merged = nnx.merge(graph, state)
+            return merged(images, train=train), nnx.state(merged)
+
+        found[dtype], after = embed(state)
+        assert found[dtype].dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
+    cosines = jnp.sum(found["float32"] * found["bfloat16"], -1)
+    assert jnp.min(cosines) > 0.98, cosines
+    assert not np.array_equal(found["float32"], found["bfloat16"])  # else the option does nothing

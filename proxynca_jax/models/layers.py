@@ -91,7 +91,7 @@ def _normalise_forward(
     x: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     distances = x.astype(jnp.float32) - guess[None, None, None]
-    off, squared = _sums(distances, jnp.square(distances)) / (x.size // x.shape[-1])
+    off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
     var = jnp.maximum(squared - jnp.square(off), 0)
     mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
     y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
@@ -112,9 +112,18 @@ def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _sums(*maps: Array) -> Array:
-    """Sums over images and pixels, one row a map: within images first, so that two kernels of a GPU do them all."""
-    return jnp.sum(jnp.stack([jnp.sum(values, (1, 2)) for values in maps]), 1)
+def _sums(first: Array, second: Array) -> list[Array]:
+    """Sums of both over images and pixels."""
+
+    def together(*maps: Array) -> list[Array]:
+        zeros = jnp.float32(0), jnp.float32(0)
+        return list(jax.lax.reduce(maps, zeros, lambda x, y: (x[0] + y[0], x[1] + y[1]), (0, 1, 2)))
+
+    def apart(*maps: Array) -> list[Array]:
+        return [jnp.sum(values, (0, 1, 2)) for values in maps]
+
+    # On a GPU one reduction of both is one pass over what they are made from.
+    return jax.lax.platform_dependent(first, second, cpu=apart, default=together)
 
 
 def _standardise(x: Array, mean: Array, inverse: Array) -> Array:

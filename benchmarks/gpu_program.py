@@ -1,0 +1,189 @@
+"""Compiles our train and embed steps for described H100s, on a machine that needs none, and accounts for the programs.
+
+    python -m benchmarks.gpu_program [--steps train embed] [--dtypes float32 bfloat16] [--devices 1 8]
+
+It needs JAX's CUDA plugin (`pip install "jax[cuda13]"`, about 3 GB), but neither a GPU nor its driver. What it prints:
+kernels launched in a step (fusions, library calls, copies), the gigabytes that their operands and results span (an
+upper estimate: a fusion that reads a part counts the whole), copies, collectives and what they carry, memory, and three lower
+bounds in milliseconds: launches at 3 µs each (less under CUDA graphs), memory traffic at 3.35 TB/s, and the
+arithmetic of the convolutions at the peak rate of the tensor cores (TF32 for float32). No time is measured. XLA cannot
+tune without a GPU, so that on one it may choose other kernels.
+
+@TABLE@
+"""
+
+import argparse
+import collections
+import math
+import re
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from proxynca_jax import steps
+from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
+from proxynca_jax.optim import make_optimizer
+
+# XLA's own words for an H100 of 80 GB (SXM).
+H100 = """
+platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+runtime_version { major: 12 minor: 8 } dnn_version_info { major: 9 minor: 7 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 device_memory_size: 84929347584 l2_cache_size: 52428800
+}
+"""
+BYTES_PER_SECOND = 3.35e12
+SECONDS_PER_LAUNCH = 3e-6
+FLOPS_PER_SECOND = {"float32": 494e12, "bfloat16": 989e12}  # dense; TF32 on the tensor cores for float32
+
+CLASSES, EMBEDDING_DIM, IMAGE_SIZE = 100, 64, 227  # CUB's
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+LAUNCHES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# A line of XLA's text: name, shape (or a tuple of them), operation, and the operands with what follows them.
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)")
+
+
+class Instruction(NamedTuple):
+    """One line of a program that launches something."""
+
+    kind: str  # XLA's operation, or the library's function that it calls
+    result_bytes: int
+    operand_bytes: int
+    largest_dims: int  # most dimensions among the results
+
+
+class Account(NamedTuple):
+    """What a compiled step is made of."""
+
+    instructions: list[Instruction]
+    peak_bytes: int  # arguments, results and what lies between, at most at once
+    flops: float  # of one device
+
+    def total(self, prefix: str = "") -> tuple[int, float]:
+        """How many instructions there are of the kinds that begin so, and the gigabytes that they span."""
+        chosen = [each for each in self.instructions if each.kind.startswith(prefix)]
+        return len(chosen), sum(each.result_bytes + each.operand_bytes for each in chosen) / 1e9
+
+
+def size_of(shape: str) -> int:
+    """Bytes of a shape in XLA's notation, such as `f32[32,7,7,1024]{3,2,1,0}` or a tuple of such."""
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shape))
+    return sum(
+        ITEM_BYTES.get(dtype, 0) * math.prod(int(dim) for dim in dims.split(",") if dim) for dtype, dims in arrays
+    )
+
+
+def read_program(text: str) -> list[Instruction]:
+    """The instructions of a program's entry that launch something, each as often as it stands there."""
+    sizes: dict[str, int] = {}
+    found = []
+    for line in text[text.index("\nENTRY") :].splitlines():
+        if not (match := INSTRUCTION.match(line)):
+            continue
+        name, shape, kind, rest = match.groups()
+        sizes[name] = size_of(shape)
+        if kind in LAUNCHES_NOTHING or kind.endswith("-done"):
+            continue
+        library = re.search(r'custom_call_target="([^"]+)"', line)
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        dims = max((len(dims.split(",")) for dims in re.findall(r"\[([\d,]*)\]", shape)), default=0)
+        read = sum(sizes.get(operand, 0) for operand in operands)
+        found.append(Instruction(library[1] if library else kind, sizes[name], read, dims))
+    return found
+
+
+def describe_h100s(count: int) -> Mesh:
+    """A mesh of that many H100s in one host, which need not exist: programs can be compiled for it and not run."""
+    try:
+        topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}")
+    except (RuntimeError, NotImplementedError, KeyError) as error:
+        sys.exit(f'JAX cannot compile for CUDA here: {error}\nInstall its plugin: pip install "jax[cuda13]"')
+    return Mesh(np.array(topology.devices), ("data",))
+
+
+def lower(step: str, dtype: str, batch_size: int, mesh: Mesh) -> Any:
+    """Traces one of our steps as a run on GPUs compiles it, images over the mesh and all else on each device."""
+    optimizer = make_optimizer(OptimConfig(), steps_per_epoch=183)
+    config = ModelConfig(embedding_dim=EMBEDDING_DIM, compute_dtype=dtype)
+    graph, state = steps.init_state(config, optimizer, classes=CLASSES, seed=0)
+
+    def described(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+    state, batch = described(state, PartitionSpec()), described(batch, PartitionSpec("data"))
+    if step == "embed":
+        return steps.make_embed_step(graph).lower(state.params["network"], state.batch_stats, batch["image"])
+    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, donate=steps.donates("gpu"))
+    return train_step.lower(state, batch)
+
+
+def compile_for(step: str, dtype: str, batch_size: int, mesh: Mesh) -> Account:
+    """Compiles one of our steps for the mesh. Two cores take half a minute to two minutes."""
+    lowered = lower(step, dtype, batch_size, mesh)
+    compiled = lowered.compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Account(
+        read_program(text),
+        peak + memory.temp_size_in_bytes,
+        (lowered.cost_analysis() or {}).get("flops", 0.0) / mesh.size,
+    )
+
+
+def report(title: str, account: Account, dtype: str) -> None:
+    kernels, gigabytes = account.total()
+    milliseconds = {
+        "launches": kernels * SECONDS_PER_LAUNCH,
+        "memory": gigabytes * 1e9 / BYTES_PER_SECOND,
+        "arithmetic": account.flops / FLOPS_PER_SECOND[dtype],
+    }
+    bounds = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in milliseconds.items())
+    print(
+        f"{title}: {kernels} kernels, {gigabytes:.2f} GB, memory {account.peak_bytes / 1e9:.2f} GB; at least {bounds}"
+    )
+    copies = [each for each in account.instructions if each.kind.startswith("copy")]
+    largest = max((each.result_bytes for each in copies if each.largest_dims == 4), default=0)
+    print(f"  copies {len(copies)}, the largest of four dimensions {largest / 1e6:.2f} MB")
+    for name in COLLECTIVES:
+        chosen = [each for each in account.instructions if each.kind.startswith(name)]
+        if chosen:
+            large = [each.operand_bytes for each in chosen if each.operand_bytes > 1e6]
+            print(f"  {name} {len(chosen)}, of more than a megabyte {len(large)}, together {sum(large) / 1e6:.1f} MB")
+    for kind, count in collections.Counter(each.kind for each in account.instructions).most_common():
+        print(f"  {kind:36} {count:5} {account.total(kind)[1]:8.3f} GB")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", nargs="+", choices=("train", "embed"), default=["train", "embed"])
+    parser.add_argument("--dtypes", nargs="+", choices=FLOPS_PER_SECOND, default=list(FLOPS_PER_SECOND))
+    parser.add_argument("--devices", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--batch_size", type=int, default=32, help="images a device")
+    arguments = parser.parse_args()
+    for devices in arguments.devices:
+        mesh = describe_h100s(devices)
+        for step in arguments.steps:
+            for dtype in arguments.dtypes:
+                account = compile_for(step, dtype, arguments.batch_size * devices, mesh)
+                report(f"{step} {dtype} on {devices}", account, dtype)
+
+
+if __name__ == "__main__":
+    main()
