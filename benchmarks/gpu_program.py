@@ -4,8 +4,8 @@
 
 It needs JAX's CUDA plugin (`pip install "jax[cuda13]"`, about 3 GB), but neither a GPU nor its driver. What it prints:
 kernels launched in a step (fusions, library calls, copies), the gigabytes that their operands and results span (an
-upper estimate: a fusion that reads a part counts the whole), copies, collectives and what they carry, memory, and three lower
-bounds in milliseconds: launches at 3 µs each (less under CUDA graphs), memory traffic at 3.35 TB/s, and the
+upper estimate: a fusion that reads a part counts the whole), copies, collectives and what they carry, memory, and three
+lower bounds in milliseconds: launches at 3 µs each (less under CUDA graphs), memory traffic at 3.35 TB/s, and the
 arithmetic of the convolutions at the peak rate of the tensor cores (TF32 for float32). No time is measured. XLA cannot
 tune without a GPU, so that on one it may choose other kernels.
 

@@ -42,7 +42,7 @@ class EmbedStep:
     fold: Callable[
         [Tree, Tree], Network
     ]  # the embedder's parameters and batch statistics to a network without BatchNorm
-    embed: Callable[[Network, Array], Array]  # that network and images to embeddings of length 1
+    embed: Callable[[Network, Array | np.ndarray], Array]  # that network and images to embeddings of length 1
 
     def __call__(self, params: Tree, batch_stats: Tree, images: Array | np.ndarray) -> Array:
         """Both for one batch."""
