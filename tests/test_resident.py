@@ -15,6 +15,7 @@ from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Box, crop_and_resize, draw_crop
 from proxynca_jax.errors import UserError
+from proxynca_jax.layout import Layout
 
 GOLDEN = np.load(Path(__file__).parent / "golden/golden_pixels.npz")
 MEAN_LEVELS = 0.05  # mean distance from Pillow, of 255: where the true value lies half-way between two levels
@@ -35,7 +36,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def on_device(images: list[np.ndarray], rows: list[int], boxes: list[Box], mirror: list[bool], size: int) -> np.ndarray:
-    pixels, _ = upload(make_split(images), CONFIG)
+    pixels, _ = upload(make_split(images), CONFIG, Layout())
     batch = {"row": np.int32(rows), "box": np.int32(boxes), "mirror": np.array(mirror)}
     return np.asarray(jax.jit(crops, static_argnames="size")(batch | {"pixels": pixels}, size=size))
 
@@ -71,7 +72,7 @@ def test_crops_are_pillows_at_any_scale():
 def test_both_placements_train_on_the_same_crops(photographs, max_side):
     split = make_split(list(photographs.values()) * 8)
     config = dataclasses.replace(CONFIG, max_side=max_side)
-    pixels, sizes = upload(split, config)
+    pixels, sizes = upload(split, config, Layout())
     options = {"batch_size": 16, "seed": 3, "epoch": 1, "start_step": 1}
     assert pixels.shape[1:] == ((100, 100, 3) if max_side else (427, 640, 3))
     told_batches, batches = crop_batches(split, sizes, config, **options), training_batches(split, config, **options)
@@ -87,12 +88,12 @@ def test_images_that_do_not_fit_are_refused_before_any_is_decoded(monkeypatch, p
     # 64 places of 427 × 640 × 3 bytes are 52 MB, of 395 × 395 × 3 a little less than three quarters of 40 MB.
     split = make_split([photographs["china"]] * 40)
     with pytest.raises(UserError, match=r"427 × 640 pixels, need 0\.05 GB; 0\.03 GB.*max_side to 395 or"):
-        upload(split, CONFIG)
+        upload(split, CONFIG, Layout())
     assert not decoded
 
 
 def test_the_side_that_the_error_names_fits(monkeypatch, photographs):
     monkeypatch.setattr(resident, "_free_bytes", lambda: 40_000_000)
-    pixels, sizes = upload(make_split([photographs["china"]] * 40), dataclasses.replace(CONFIG, max_side=395))
+    pixels, sizes = upload(make_split([photographs["china"]] * 40), dataclasses.replace(CONFIG, max_side=395), Layout())
     assert pixels.nbytes <= 0.75 * 40_000_000
     assert sizes.tolist() == [[264, 395]] * 40
