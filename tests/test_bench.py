@@ -26,7 +26,7 @@ def test_the_photographs_are_the_same_every_time():
     first, second = bench.photographs(70), bench.photographs(70)
     assert first.images == second.images
     assert first.images[64] == first.images[0] != first.images[1]
-    assert decode(first.images[0], "first").size == (500, 375)
+    assert decode(first.images[0], "first").shape == (375, 500, 3)
     assert np.array_equal(first.labels[[0, 69]], [0, 69])
 
 
