@@ -176,7 +176,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
     options: dict[str, Any] = on_device if config.data.placement == "device" else {}
-    options["donate"] = steps.donates(jax.default_backend())
+    options["donate"] = steps.donates(jax.default_backend()) or config.optim.shard_proxies
     train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
     embed_step = steps.make_embed_step(graph, layout)
 

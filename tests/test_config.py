@@ -131,6 +131,7 @@ def test_all_faults_in_one_error():
         ({"data.root": ""}, "--config.data.root="),
         ({"evaluation.nmi_average": "aritmetic"}, "did you mean 'arithmetic'?"),
         ({"data.placement": "devise"}, "did you mean 'device'?"),
+        ({"model.compute_dtype": "bfloat"}, "did you mean 'bfloat16'?"),
         ({"evaluation.protocol": "validate"}, "did you mean 'validation'?"),
         ({"evaluation.recall_at": (), "checkpoint.best_metric": "nmi"}, "one K or more"),
         ({"evaluation.recall_at": (1, 0)}, "(1, 0)"),
