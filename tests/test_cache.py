@@ -88,7 +88,9 @@ def test_a_damaged_file_is_the_users_error(split, config):
     for fault, damaged in damages.items():
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"cache file .*{path.name}.*{fault}.*Delete it"):
-            read_all(split, config)
+            # Not in a Split, whose type check would read one at random.
+            again = type(images)(path, len(images))
+            [again[row] for row in range(len(images))]
 
 
 def test_a_file_of_other_images_under_its_name_is_the_users_error(split, config):

@@ -5,40 +5,21 @@ import pathlib
 import signal
 import weakref
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import trees
-from flax import nnx
+from tiny import TinyEmbedder
 
 from proxynca_jax import embed, embedding_files, evaluate, metric_log, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from proxynca_jax.embedding_files import Contents, read_embeddings, write_embeddings
-from proxynca_jax.models.embedder import normalise, unit_vectors
-from proxynca_jax.models.layers import BatchNorm, batch_norm_relu
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
 FORMATS = pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 STEP, BATCH, DIM = 12, 8, 8
-
-
-class TinyEmbedder(nnx.Module):
-    """Stands in for the network, which would take a while to compile: nothing here depends on what it computes."""
-
-    def __init__(self, embedding_dim: int, *, batch_norm_momentum: float, compute_dtype: str, rng: np.random.Generator):
-        self.norm = BatchNorm(3, momentum=batch_norm_momentum)
-        self.kernel = nnx.Param(jnp.array(rng.standard_normal((3, embedding_dim), np.float32)))
-
-    def fold(self) -> None:
-        """Leaves the norm as it is."""
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        colours = batch_norm_relu(normalise(images), jnp.zeros(3), [self.norm], train=train).mean((1, 2))
-        return unit_vectors(colours @ self.kernel[...])
 
 
 @pytest.fixture(scope="module", autouse=True)
