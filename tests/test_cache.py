@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -77,6 +78,13 @@ def test_other_images_and_another_side_have_files_of_their_own(split, config):
     assert len(files(config)) == 4
 
 
+def reopen_and_read(images: Sequence) -> None:
+    """Not in a Split, whose type check would read one at random."""
+    again = type(images)(images.path, len(images))
+    for row in range(len(images)):
+        again[row]
+
+
 def test_a_damaged_file_is_the_users_error(split, config):
     images = cached(split, config, max_side=0).images
     path = images.path
@@ -88,9 +96,7 @@ def test_a_damaged_file_is_the_users_error(split, config):
     for fault, damaged in damages.items():
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"cache file .*{path.name}.*{fault}.*Delete it"):
-            # Not in a Split, whose type check would read one at random.
-            again = type(images)(path, len(images))
-            [again[row] for row in range(len(images))]
+            reopen_and_read(images)
 
 
 def test_a_file_of_other_images_under_its_name_is_the_users_error(split, config):
