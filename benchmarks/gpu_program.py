@@ -20,6 +20,8 @@ code moved.
       the state not donated                                             bfloat16    740           5.28
     both sums in one reduction, gradients of vectors gathered           float32     721           8.67
                                                                         bfloat16    737           4.74
+
+The embedding step of 32 images with BatchNorm folded, in float32: 123 kernels, 1.92 GB, no copy.
 """
 
 import argparse
@@ -36,7 +38,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from proxynca_jax import steps
-from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT, PAIR, LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.model_flops import DATASHEET, TRAINING, forward_flops
 from proxynca_jax.optim import make_optimizer
 
@@ -138,8 +141,9 @@ def lower(step: str, dtype: str, batch_size: int, mesh: Mesh) -> Any:
     state, batch = described(state, PartitionSpec()), described(batch, PartitionSpec("data"))
     if step == "embed":
         embed_step: Any = steps.make_embed_step(graph)
-        return embed_step.lower(state.params["network"], state.batch_stats, batch["image"])
-    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, donate=steps.donates("gpu"))
+        network = jax.eval_shape(embed_step.fold, state.params["network"], state.batch_stats)
+        return embed_step.embed.lower(described(network, PartitionSpec()), batch["image"])
+    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, platform="gpu")
     return train_step.lower(state, batch)
 
 
@@ -182,8 +186,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", choices=("train", "embed"), default=["train", "embed"])
     parser.add_argument("--dtypes", nargs="+", choices=FLOPS_PER_SECOND, default=list(FLOPS_PER_SECOND))
-    parser.add_argument("--devices", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--batch_size", type=int, default=32, help="images a device")
+    parser.add_argument("--devices", nargs="+", type=integer(COUNT), default=[1, 8])
+    parser.add_argument("--batch_size", type=integer(PAIR), default=32, help="images a device")
     arguments = parser.parse_args()
     for devices in arguments.devices:
         mesh = describe_h100s(devices)

@@ -47,7 +47,8 @@ import PIL.Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import input_reference
-from proxynca_jax.config import DataConfig
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT, DataConfig
 from proxynca_jax.data.cache import cached
 from proxynca_jax.data.datasets import FileImages
 from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, training_batches
@@ -170,9 +171,11 @@ def print_table(runs: dict[str, list[dict[str, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=768)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="ours, and processes of the reference")
+    parser.add_argument("--images", type=integer(COUNT), default=768)
+    parser.add_argument("--repeats", type=integer(COUNT), default=5)
+    parser.add_argument(
+        "--threads", type=integer(COUNT), default=os.cpu_count(), help="ours, and processes of the reference"
+    )
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -24,6 +24,8 @@ import sys
 import time
 
 from benchmarks.metrics import SIZES, make_embeddings
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT
 from proxynca_jax.metrics.clustering import nmi
 
 RESTARTS = {"cub": 10, "cars": 10, "sop": 1}
@@ -61,7 +63,7 @@ def in_a_process(name: str, implementation: str, seed: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=RESTARTS, default=["cub", "sop"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=integer(COUNT), default=3)
     arguments = parser.parse_args()
     for name in arguments.sizes:
         print(f"{name}: {SIZES[name].images:,} images, {SIZES[name].classes:,} clusters, {RESTARTS[name]} restarts")

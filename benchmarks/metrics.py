@@ -37,6 +37,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.metrics_rivals import KS, PACKAGES
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT
 
 
 class Size(NamedTuple):
@@ -112,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["cub", "cars", "sop"])
     parser.add_argument("--methods", nargs="+", choices=PACKAGES, default=list(PACKAGES))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=integer(COUNT), default=3)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     methods = []

@@ -26,7 +26,8 @@ from jax.profiler import ProfileData
 
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
-from proxynca_jax.config import ModelConfig, TrainConfig
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
 from proxynca_jax.measurement import STEPS
 from proxynca_jax.model_flops import TRAINING, forward_flops, measured_matmul
 from proxynca_jax.models.embedder import BN_INCEPTION
@@ -148,8 +149,8 @@ def print_kinds(spent: dict[tuple[str, str], float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=integer(PAIR), default=32)
+    parser.add_argument("--repeats", type=integer(COUNT), default=5)
     arguments = parser.parse_args()
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
     programs = compiled_steps(arguments.batch_size)

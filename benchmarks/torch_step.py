@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from proxynca_jax.config import ModelConfig, TrainConfig
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
 from proxynca_jax.measurement import (
     STEPS,
     Measurement,
@@ -229,8 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", REFERENCE, "channels_last"])
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each variant (default: %(default)s)")
+    parser.add_argument("--batch_size", type=integer(PAIR), default=32)
+    parser.add_argument(
+        "--repeats", type=integer(COUNT), default=5, help="turns of each variant (default: %(default)s)"
+    )
     options = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the variants share a GPU's memory
     _, device = in_own_process(describe_device)

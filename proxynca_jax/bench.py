@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from proxynca_jax import steps
-from proxynca_jax.config import COMPUTE_DTYPES, PLACEMENTS, DataConfig, ModelConfig, TrainConfig
+from proxynca_jax.arguments import integer
+from proxynca_jax.config import COMPUTE_DTYPES, PAIR, PLACEMENTS, DataConfig, ModelConfig, TrainConfig
 from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, default=COMPUTE_DTYPES)
-    parser.add_argument("--batch_size", type=int, metavar="B", help="images (default: 8 on a CPU, else 32)")
+    parser.add_argument("--batch_size", type=integer(PAIR), metavar="B", help="images (default: 8 on a CPU, else 32)")
     options = parser.parse_args()
     platform, device = in_own_process(describe_device)
     peaks = {dtype: in_own_process(peak_flops, dtype) for dtype in options.dtypes}

@@ -25,6 +25,7 @@ PROTOCOLS = ("reference", "validation")
 
 SEEDS = (0, 2**32 - 1)
 COUNT = (1, math.inf)
+PAIR = (2, math.inf)  # BatchNorm needs two
 TINY = 1e-30  # stands for "above 0"
 RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each numeric field, both allowed
     "seed": SEEDS,
@@ -40,7 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "loss.proxy_scale": (TINY, math.inf),
     "loss.label_smoothing": (0, 1),
     "optim.epochs": (0, math.inf),
-    "optim.batch_size": (2, math.inf),  # BatchNorm needs two
+    "optim.batch_size": PAIR,
     "optim.learning_rate": (0, math.inf),
     "optim.proxy_learning_rate": (0, math.inf),
     "optim.decay_per_epoch": (TINY, 1),

@@ -11,12 +11,12 @@ with labels that are integers or strings. Every image looks for the others of it
 
 import argparse
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
+from proxynca_jax.arguments import integer
 from proxynca_jax.checkpoint import KINDS
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
@@ -100,29 +100,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gallery", type=pathlib.Path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
     settings = parser.add_argument_group("settings", "by default those of the run, or of training")
-    settings.add_argument("--recall_at", type=_integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
+    settings.add_argument("--recall_at", type=integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
     settings.add_argument("--nmi", action=argparse.BooleanOptionalAction, help="whether to cluster for NMI")
     settings.add_argument("--nmi_average", choices=NMI_AVERAGES, help="the mean of the entropies")
     settings.add_argument("--kmeans", choices=KMEANS, help="whose k-means, for NMI")
-    settings.add_argument("--kmeans_restarts", type=_integer(COUNT), metavar="N", help="k-means runs for NMI")
-    settings.add_argument("--seed", type=_integer(SEEDS), help="of k-means")
+    settings.add_argument("--kmeans_restarts", type=integer(COUNT), metavar="N", help="k-means runs for NMI")
+    settings.add_argument("--seed", type=integer(SEEDS), help="of k-means")
     options = parser.parse_args(arguments)
     for option, needed in (("checkpoint", "run"), ("gallery", "embeddings")):
         if getattr(options, option) and not getattr(options, needed):
             parser.error(f"--{option} goes with --{needed}")
     return options
-
-
-def _integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
-    lowest, highest = limits
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{value} is not from {lowest} to {highest}")
-        return value
-
-    return integer
 
 
 if __name__ == "__main__":

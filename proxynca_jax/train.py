@@ -138,12 +138,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
         best, metric = job.best(), config.checkpoint.best_metric
         log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
         if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
-            network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
-            record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
-            embeddings = embed(job.embed_step, *network, job.test_split, config, check)
-            record = processes.record_of_first(record | score(embeddings, job.test_split.labels, config))
-            log.record(record)
-            log.line(f"test classes, at that epoch  {describe_scores(record)}")
+            _test_best(job, state, checkpoints, check)
 
 
 def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainState]:
@@ -176,7 +171,6 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
     options: dict[str, Any] = on_device if config.data.placement == "device" else {}
-    options["donate"] = steps.donates(jax.default_backend()) or config.optim.shard_proxies
     train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
     embed_step = steps.make_embed_step(graph, layout)
 
@@ -253,6 +247,17 @@ def _finish_epoch(
     if job.best() == record:
         checkpoints.save("best", step, state)
     checkpoints.save("latest", step, state)
+
+
+def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
+    """Scores the best state, once, on the test classes; `state` gives the shapes."""
+    best = job.best()
+    network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
+    embeddings = embed(job.embed_step, *network, job.test_split, job.config, check)
+    record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
+    record = processes.record_of_first(record | score(embeddings, job.test_split.labels, job.config))
+    job.log.record(record)
+    job.log.line(f"test classes, at that epoch  {describe_scores(record)}")
 
 
 def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
