@@ -24,12 +24,13 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.measurement import (
     STEPS,
     Measurement,
@@ -132,17 +133,23 @@ class Variant(NamedTuple):
     """A way to compute the two steps."""
 
     make: Callable[[str, int], Program]  # of a step and a batch size
-    library: str  # the module that brings all that it needs
+    load: Callable[[], Any]  # brings all that it needs into the process
     peak_mb: Callable[[], float]
     dtype: str  # of its products
 
 
+def load_jax() -> None:
+    keep_freed_memory()  # as the commands do
+    importlib.import_module("proxynca_jax.steps")
+
+
 def in_jax(dtype: str) -> Variant:
-    return Variant(functools.partial(ours, dtype=dtype), "proxynca_jax.steps", peak_mb, dtype)
+    return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, dtype)
 
 
 def in_torch(dtype: str = "float32", **options: bool) -> Variant:
-    return Variant(functools.partial(torch, **options), "convert.torch_network", torch_peak_mb, dtype)
+    load = functools.partial(importlib.import_module, "convert.torch_network")
+    return Variant(functools.partial(torch, **options), load, torch_peak_mb, dtype)
 
 
 REFERENCE = "eager"
@@ -159,7 +166,7 @@ VARIANTS = {
 def serve(connection: Connection, name: str, step: str, batch_size: int) -> None:
     """Builds and warms up a variant, then answers each count of steps with the seconds they took, and 0 with memory."""
     variant = VARIANTS[name]
-    importlib.import_module(variant.library)
+    variant.load()
     before_mb = variant.peak_mb()
     program = variant.make(step, batch_size)
     start = time.perf_counter()

@@ -33,6 +33,7 @@ from proxynca_jax.config import COMPUTE_DTYPES, PAIR, PLACEMENTS, DataConfig, Mo
 from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.layout import Layout
 from proxynca_jax.measurement import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.model_flops import peak_flops
@@ -93,6 +94,7 @@ def measure(variant: Variant, peak: float) -> Measurement:
         variant: what to measure.
         peak: FLOP/s that the device can reach.
     """
+    keep_freed_memory()
     jax.config.update("jax_enable_compilation_cache", False)
     before_mb = peak_mb()
     counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS

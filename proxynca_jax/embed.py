@@ -27,6 +27,7 @@ from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import Split
 from proxynca_jax.embedding_files import Contents, check_output, write_embeddings
 from proxynca_jax.errors import UserError, exit_on_user_error
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.metric_card import versions
 from proxynca_jax.models.embedder import BN_INCEPTION
@@ -118,5 +119,6 @@ def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_freed_memory()
     keep_compiled_programs()
     main()

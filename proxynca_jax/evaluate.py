@@ -23,6 +23,7 @@ from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.embedding_files import read_embeddings
 from proxynca_jax.errors import UserError, exit_on_user_error
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.metric_card import metric_card
 from proxynca_jax.metric_log import describe_scores
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
@@ -115,5 +116,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_freed_memory()
     keep_compiled_programs()
     main()

@@ -34,6 +34,7 @@ from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_p
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.errors import UserError, exit_on_user_error, nearest
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
@@ -337,6 +338,7 @@ def main(_arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
+    keep_freed_memory()
     keep_compiled_programs()
     with exit_on_user_error():
         try:

@@ -188,28 +188,77 @@ def _convolve_large_forward(x: Array, kernel: Array, stride: int) -> tuple[Array
 
 def _convolve_large_backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = inputs
-    _, pull = jax.vjp(lambda x: _convolve(x, kernel, stride), x)
-    places = gradient.reshape(-1, gradient.shape[-1])
-    taps, side = _taps(x, len(kernel), stride), len(kernel)
-    # A row of the kernel at a time: all at once are slower, and so is each alone where its channels are few.
-    rows = [jnp.concatenate(taps[start : start + side], -1) for start in range(0, side * side, side)]
-    products = [jnp.matmul(row.reshape(len(places), -1).T, places) for row in rows]
-    return pull(gradient)[0], jnp.stack(products).reshape(kernel.shape)
+    if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # fewer products of pixels to sum than pixels to gather
+        of_x = _image_gradients(kernel, gradient)
+    else:
+        (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
+    return of_x, _kernel_gradient(x, gradient, len(kernel), stride)
+
+
+def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
+    """A product for each image: all pixels that a place of the kernel meets times the gradients there."""
+
+    def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        planes, places = image[0].transpose(2, 0, 1), image[1].reshape(-1, image[1].shape[-1])
+        taps = _taps(planes, side, stride)
+        return total + _product(jnp.concatenate(taps).reshape(-1, len(places)), places), None
+
+    zeros = jnp.zeros((side * side * x.shape[3], gradient.shape[3]), jnp.float32)
+    total, _ = jax.lax.scan(add, zeros, (x, gradient))
+    return total.astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
+
+
+def _image_gradients(kernel: Array, gradient: Array) -> Array:
+    """Every pixel's gradient times every place of the kernel, a product for each image, then summed where they meet."""
+    side, _, inputs, outputs = kernel.shape
+    matrix = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
+
+    def one(_: None, image: Array) -> tuple[None, Array]:
+        pad = side // 2
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        products = _product(padded, matrix).reshape(*padded.shape[:2], side, side, inputs)
+        height, width, _ = image.shape
+        met = [
+            products[i : i + height, j : j + width, side - 1 - i, side - 1 - j]
+            for i, j in itertools.product(range(side), range(side))
+        ]
+        return None, sum(met).astype(gradient.dtype)
+
+    return jax.lax.scan(one, None, gradient)[1]
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
 
 
 _convolve_large.defvjp(_convolve_large_forward, _convolve_large_backward)
 
 
 def _taps(x: Array, side: int, stride: int) -> list[Array]:
-    """For each of the kernel's places, row by row, the pixels that it meets."""
+    """For each of the kernel's places, row by row, the pixels it meets: axes 1 and 2 of `x` are rows and columns."""
     pad = side // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    padded = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), *[(0, 0)] * (x.ndim - 3)])
     rows, columns = (stride * ((size - 1) // stride) + 1 for size in x.shape[1:3])
     return [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(side) for j in range(side)]
 
 
+@jax.custom_vjp
 def _contract(x: Array, matrix: Array) -> Array:
-    return jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+    return jnp.matmul(x, matrix)
+
+
+def _contract_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _contract(x, matrix), (x, matrix)
+
+
+def _contract_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Differentiation would have the matrix's gradient transposed, for which XLA then transposes `gradient` first."""
+    x, matrix = inputs
+    rows, places = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return jnp.matmul(gradient, matrix.T), jnp.matmul(rows.T, places)
+
+
+_contract.defvjp(_contract_forward, _contract_backward)
 
 
 def max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
