@@ -4,9 +4,10 @@
 
 Two bounds: the FLOP of the compiled program at the speed of the machine's fastest matrix product, and the bytes that
 its operations read and write, each from and to memory, at the speed of a large copy. Both counts are the compiler's
-(`cost_analysis`). Neither is strict: small operands stay in caches, and while it computes a step copies too. Below are
-the seconds that a profile of one step gives to each kind of operation, added over threads. A fusion counts as the
-operation that it ends with.
+(`cost_analysis`), which takes the body of a loop once, so that on CPUs, where gradients of large maps are loops over
+images, the model's FLOP are the better count. Neither bound is strict: small operands stay in caches, and while it
+computes a step copies too. Below are the seconds that a profile of one step gives to each kind of operation, added over
+threads. A fusion counts as the operation that it ends with.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
 from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
+from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.measurement import STEPS
 from proxynca_jax.model_flops import TRAINING, forward_flops, measured_matmul
 from proxynca_jax.models.embedder import BN_INCEPTION
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=integer(PAIR), default=32)
     parser.add_argument("--repeats", type=integer(COUNT), default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
     programs = compiled_steps(arguments.batch_size)
     for step in arguments.steps:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -198,14 +199,18 @@ def _convolve_large_backward(stride: int, inputs: tuple[Array, Array], gradient:
 def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
     """A product for each image: all pixels that a place of the kernel meets times the gradients there."""
 
-    def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        planes, places = image[0].transpose(2, 0, 1), image[1].reshape(-1, image[1].shape[-1])
-        taps = _taps(planes, side, stride)
-        return total + _product(jnp.concatenate(taps).reshape(-1, len(places)), places), None
+    def product(image: Array, gradient: Array) -> Array:
+        taps = jnp.concatenate(_taps(image.transpose(2, 0, 1), side, stride))
+        places = gradient.reshape(-1, gradient.shape[-1])
+        return _product(taps.reshape(-1, len(places)), places)
 
-    zeros = jnp.zeros((side * side * x.shape[3], gradient.shape[3]), jnp.float32)
-    total, _ = jax.lax.scan(add, zeros, (x, gradient))
-    return total.astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
+    def add(totals: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
+        return totals + jax.vmap(product)(*images), None
+
+    turns = _take_turns(x), _take_turns(gradient)
+    zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
+    totals, _ = jax.lax.scan(add, zeros, turns)
+    return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
 
 
 def _image_gradients(kernel: Array, gradient: Array) -> Array:
@@ -213,18 +218,25 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
     side, _, inputs, outputs = kernel.shape
     matrix = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
 
-    def one(_: None, image: Array) -> tuple[None, Array]:
+    def one(gradient: Array) -> Array:
         pad = side // 2
-        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        padded = jnp.pad(gradient, ((pad, pad), (pad, pad), (0, 0)))
         products = _product(padded, matrix).reshape(*padded.shape[:2], side, side, inputs)
-        height, width, _ = image.shape
+        height, width, _ = gradient.shape
         met = [
             products[i : i + height, j : j + width, side - 1 - i, side - 1 - j]
             for i, j in itertools.product(range(side), range(side))
         ]
-        return None, sum(met).astype(gradient.dtype)
+        return sum(met).astype(gradient.dtype)
 
-    return jax.lax.scan(one, None, gradient)[1]
+    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, _take_turns(gradient))
+    return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
+
+
+def _take_turns(x: Array) -> Array:
+    """Lets every device work on one image of its own share of the batch at a time: turns first, then devices."""
+    devices = math.gcd(len(x), jax.device_count())
+    return x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _product(x: Array, y: Array) -> Array:
