@@ -19,6 +19,7 @@ from proxynca_jax import steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.layout import AXIS, Layout
+from proxynca_jax.models.layers import LARGE_MAP, convolve
 from proxynca_jax.optim import make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,9 +27,9 @@ DEVICES = (1, 2, 4, 8)
 MANY = 1_000_000  # classes
 
 
-def on_eight_devices(call: str, **variables: str) -> Any:
-    """What a function of this module returns in a process of its own: JAX counts its devices once, when it starts."""
-    program = f"import json, sys; from tests import test_layout; json.dump(test_layout.{call}, sys.stdout)"
+def on_eight_devices(expression: str, **variables: str) -> Any:
+    """The value of an expression over this module, in a new process: JAX counts its devices once, when it starts."""
+    program = f"import json, sys; from tests import test_layout; json.dump({expression}, sys.stdout)"
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths} | variables
     process = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True)
@@ -86,7 +87,7 @@ def tiny_trainings() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trainings() -> dict[str, dict[str, Any]]:
-    return on_eight_devices("tiny_trainings()")
+    return on_eight_devices("test_layout.tiny_trainings()")
 
 
 @pytest.mark.parametrize(("form", "devices", "proxies"), TRAININGS)
@@ -141,7 +142,7 @@ def accounts() -> dict[str, dict[str, Any]]:
 
 
 def test_memory_per_device_with_a_million_classes():
-    accounts = on_eight_devices("accounts()")
+    accounts = on_eight_devices("test_layout.accounts()")
     divided, whole = accounts["divided"], accounts["whole"]
     for name, found in accounts.items():
         print(f"{MANY:,} x 64 over 8 devices, {name}:", {key: f"{value:,}" for key, value in found.items()})
@@ -163,9 +164,35 @@ def real_losses() -> list[list[float]]:
 
 @pytest.mark.slow
 def test_the_network_has_the_same_losses_on_any_number_of_devices():
-    losses = np.array(on_eight_devices("real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
+    losses = np.array(on_eight_devices("test_layout.real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
     print("losses on one device, and distances from them:", losses[0], *(losses[1:] - losses[0]))
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
+
+
+def convolved(divided: bool) -> dict[str, Any]:
+    """Gradients of a convolution of large maps, and what 8 devices exchange for them."""
+    layout = layout_of(8)
+    rng = np.random.default_rng(0)
+    shapes = (16, LARGE_MAP + 1, 5, 3), (3, 3, 3, 4), (16, LARGE_MAP + 1, 5, 4)
+    x, kernel, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    images = layout.batches if divided else layout.whole
+    arguments = jax.device_put((x, kernel, gradient), (images, layout.whole, images))
+
+    def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+        return jax.vjp(lambda *inputs: convolve(*inputs, 1), x, kernel)[1](gradient)
+
+    compiled = jax.jit(gradients).lower(*arguments).compile()
+    return {
+        "gradients": [np.asarray(found).tolist() for found in compiled(*arguments)],
+        "exchanged": re.findall(r" (all-[\w-]*|collective-[\w-]*|reduce-scatter)\(", compiled.as_text()),
+    }
+
+
+def test_large_convolutions_stay_with_the_images():
+    divided, whole = on_eight_devices("[test_layout.convolved(divided) for divided in (True, False)]")
+    assert divided["exchanged"] == ["all-reduce"]  # the kernel's gradient
+    for found, expected in zip(divided["gradients"], whole["gradients"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_that_devices_cannot_divide_are_refused():
