@@ -189,8 +189,8 @@ def test_average_pool_counts_the_border_as_zeros():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1, LARGE_MAP + 1])
 def test_convolution_against_jax(side, stride, height):
-    x, kernel = drawn(2, height, 10, 3), drawn(side, side, 3, 4)
-    pads, numbers = (side // 2, side // 2), ("NHWC", "HWIO", "NHWC")
+    x, kernel = drawn(2, height, 10, 3), drawn(4, side, side, 3)
+    pads, numbers = (side // 2, side // 2), ("NHWC", "OHWI", "NHWC")
 
     def jax_convolution(x, kernel, stride):
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)

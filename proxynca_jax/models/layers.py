@@ -131,7 +131,11 @@ def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
 
 
 class Conv(nnx.Module):
-    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply."""
+    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply.
+
+    The kernel's output channels come first, not last as in Flax: so cuDNN gives its gradient, which XLA would otherwise
+    have to transpose for the optimiser.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator):
         """Args:
@@ -144,7 +148,7 @@ class Conv(nnx.Module):
         """
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
-        self.kernel = nnx.Param(jnp.array(deviation * draw))
+        self.kernel = nnx.Param(jnp.array(deviation * draw.transpose(3, 0, 1, 2)))
         self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
         self.stride = stride
 
@@ -153,11 +157,11 @@ def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
     """Gives a convolution the kernel and the bias with which it does what `norm` does after it in inference."""
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + BATCH_NORM_EPSILON)
     convolution.bias[...] = norm.bias[...] + (convolution.bias[...] - norm.mean[...]) * factor
-    convolution.kernel[...] = convolution.kernel[...] * factor[None, None, None]
+    convolution.kernel[...] = convolution.kernel[...] * factor[:, None, None, None]
 
 
 def convolve(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "outputs side side inputs"], stride: int
 ) -> Float[Array, "..."]:
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
@@ -165,17 +169,18 @@ def convolve(
 
 
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    pads = (kernel.shape[0] // 2, kernel.shape[0] // 2)
-    numbers = ("NHWC", "HWIO", "NHWC")
+    pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
+    numbers = ("NHWC", "OHWI", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)
 
 
 def _convolve_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
     """The same, around what XLA does slowly on CPUs: any convolution of small maps, kernel gradients of large ones."""
-    if len(kernel) == 1:
-        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
+    side = kernel.shape[1]
+    if side == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[:, 0, 0])
     if x.shape[1] <= SMALL_MAP:
-        return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
+        return _contract(jnp.concatenate(_taps(x, side, stride), -1), kernel.reshape(len(kernel), -1))
     return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve(x, kernel, stride)
 
 
@@ -190,11 +195,12 @@ def _convolve_large_backward(stride: int, inputs: tuple[Array, Array], gradient:
     x, kernel = inputs
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, stride), x)
     places = gradient.reshape(-1, gradient.shape[-1])
-    taps, side = _taps(x, len(kernel), stride), len(kernel)
+    side = kernel.shape[1]
+    taps = _taps(x, side, stride)
     # A row of the kernel at a time: all at once are slower, and so is each alone where its channels are few.
     rows = [jnp.concatenate(taps[start : start + side], -1) for start in range(0, side * side, side)]
-    products = [jnp.matmul(row.reshape(len(places), -1).T, places) for row in rows]
-    return pull(gradient)[0], jnp.stack(products).reshape(kernel.shape)
+    products = [jnp.matmul(places.T, row.reshape(len(places), -1)) for row in rows]
+    return pull(gradient)[0], jnp.stack(products, 1).reshape(kernel.shape)
 
 
 _convolve_large.defvjp(_convolve_large_forward, _convolve_large_backward)
@@ -209,7 +215,7 @@ def _taps(x: Array, side: int, stride: int) -> list[Array]:
 
 
 def _contract(x: Array, matrix: Array) -> Array:
-    return jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+    return jax.lax.dot_general(x, matrix, (((3,), (1,)), ((), ())))
 
 
 def max_pool(x: Float[Array, "batch height width channels"], *, stride: int) -> Float[Array, "..."]:
