@@ -108,7 +108,7 @@ def test_gradients_of_batch_norm_against_torch():
     x, scale, bias, mask = drawn(4, 5, 3, 6), drawn(6) + 1, drawn(6) / 4, drawn(4, 5, 3, 6)[::-1]
 
     def loss(x, scale, bias):
-        y, _, _ = layers._normalise_batch(x, scale, bias, jnp.full(6, 0.3))
+        y, _, _ = layers._normalise_batch(x, jnp.full(6, 0.1), scale, bias, jnp.full(6, 0.3))
         return jnp.sum(y * mask)
 
     theirs = [torch.from_numpy(np.array(a)).requires_grad_() for a in (jnp.moveaxis(x, 3, 1), scale, bias)]

@@ -60,8 +60,8 @@ def batch_norm_relu(
     if not train:
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
         offset = bias + (shift - running_mean) * factor
-        return jnp.maximum(x * factor[None, None, None] + offset[None, None, None], 0).astype(x.dtype)
-    y, mean, var = _normalise_batch(x, scale, bias, running_mean - shift)
+        return jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    y, mean, var = _normalise_batch(x, shift, scale, bias, running_mean)
     count = x.size // x.shape[-1]
     ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
     statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
@@ -71,7 +71,7 @@ def batch_norm_relu(
 
 
 @jax.custom_vjp
-def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+def _normalise_batch(x: Array, shift: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
     """Normalises `x` by its own statistics and rectifies: also its mean and biased variance, which have no gradient.
 
     Written out with its gradient, as differentiation finds neither: one pass over `x` takes the statistics and one
@@ -79,34 +79,39 @@ def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple
 
     Args:
         x: float32 or bfloat16.
+        shift: one a channel, without gradient.
         scale: one a channel.
         bias: one a channel.
-        guess: about the mean, without gradient. From the squares of the distances to it the variance is found in the
-            same pass as the mean, without the cancellation that squares of large values would bring.
+        guess: about the mean of `x + shift`, without gradient. From the squares of the distances to it the variance is
+            found in the same pass as the mean, without the cancellation that squares of large values would bring.
     """
-    return _normalise_forward(x, scale, bias, guess)[0]
+    return _normalise_forward(x, shift, scale, bias, guess)[0]
 
 
 def _normalise_forward(
-    x: Array, scale: Array, bias: Array, guess: Array
+    x: Array, shift: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    distances = x.astype(jnp.float32) - guess[None, None, None]
+    # Not minus the difference of the two, for which a GPU would launch a kernel of its own.
+    distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
     off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
     var = jnp.maximum(squared - jnp.square(off), 0)
-    mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
-    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
+    mean, inverse = guess - shift + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    factor = scale * inverse
+    offset = bias - mean * factor
+    y = jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    return (y, mean, var), (x, mean, inverse, factor, offset)
 
 
 def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
-    x, scale, bias, mean, inverse = kept
-    standard = _standardise(x, mean, inverse)
-    is_positive = standard * scale[None, None, None] + bias[None, None, None] > 0
-    gradient = jnp.where(is_positive, gradients[0].astype(jnp.float32), 0)
-    of_bias, of_scale = _sums(gradient, gradient * standard)
+    x, mean, inverse, factor, offset = kept
+    distances = x.astype(jnp.float32) - mean[None, None, None]
+    gradient = jnp.where(_affine(x, factor, offset) > 0, gradients[0].astype(jnp.float32), 0)
+    of_bias, of_distances = _sums(gradient, gradient * distances)
+    of_scale = of_distances * inverse
     count = x.size // x.shape[-1]
-    centred = gradient - (of_bias / count)[None, None, None] - standard * (of_scale / count)[None, None, None]
-    return (centred * (scale * inverse)[None, None, None]).astype(x.dtype), of_scale, of_bias, None
+    slope = of_scale * inverse / count
+    centred = gradient - (of_bias / count)[None, None, None] - distances * slope[None, None, None]
+    return (centred * factor[None, None, None]).astype(x.dtype), None, of_scale, of_bias, None
 
 
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
@@ -126,8 +131,8 @@ def _sums(first: Array, second: Array) -> list[Array]:
     return jax.lax.platform_dependent(first, second, cpu=apart, default=together)
 
 
-def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
-    return (x.astype(jnp.float32) - mean[None, None, None]) * inverse[None, None, None]
+def _affine(x: Array, factor: Array, offset: Array) -> Array:
+    return x * factor[None, None, None] + offset[None, None, None]
 
 
 class Conv(nnx.Module):
