@@ -19,7 +19,7 @@ from proxynca_jax.models.bn_inception import FEATURES
 from proxynca_jax.steps import init_network
 from proxynca_jax.weights import flatten, mismatches
 
-HWIO_FROM_OIHW = (2, 3, 1, 0)
+OHWI_FROM_OIHW = (0, 2, 3, 1)
 IO_FROM_OI = (1, 0)
 IMAGENET_CLASSES = 1000
 
@@ -44,7 +44,7 @@ RULES = (
     Rule("last_linear.bias", "torch/last_linear/bias"),
     Rule("embedding_layer.weight", "params/embedding_layer/kernel", IO_FROM_OI),
     Rule("embedding_layer.bias", "params/embedding_layer/bias"),
-    Rule("*.weight", "params/backbone/*/kernel", HWIO_FROM_OIHW),
+    Rule("*.weight", "params/backbone/*/kernel", OHWI_FROM_OIHW),
     Rule("*.bias", "params/backbone/*/bias"),
 )
 
@@ -55,7 +55,7 @@ def _rename(name: str, pattern: str, target: str) -> str | None:
 
 
 def to_flax(key: str, value: Shaped[np.ndarray, "..."]) -> tuple[str, Shaped[np.ndarray, "..."]]:
-    """Moves one PyTorch tensor to its path, in Flax's layout.
+    """Moves one PyTorch tensor to its path, in the network's layout.
 
     Args:
         key: of the state dict.
@@ -75,7 +75,7 @@ def to_torch(path: str, value: Shaped[np.ndarray, "..."]) -> tuple[str, Shaped[n
 
     Args:
         path: of the leaf, such as `params/backbone/conv1_7x7_s2/kernel`.
-        value: in Flax's layout.
+        value: in the network's layout.
 
     Raises:
         UserError: for a path that no rule knows.

@@ -108,7 +108,7 @@ def test_gradients_of_batch_norm_against_torch():
     x, scale, bias, mask = drawn(4, 5, 3, 6), drawn(6) + 1, drawn(6) / 4, drawn(4, 5, 3, 6)[::-1]
 
     def loss(x, scale, bias):
-        y, _, _ = layers._normalise_batch(x, scale, bias, jnp.full(6, 0.3))
+        y, _, _ = layers._normalise_batch(x, jnp.full(6, 0.1), scale, bias, jnp.full(6, 0.3))
         return jnp.sum(y * mask)
 
     theirs = [torch.from_numpy(np.array(a)).requires_grad_() for a in (jnp.moveaxis(x, 3, 1), scale, bias)]
@@ -189,8 +189,8 @@ def test_average_pool_counts_the_border_as_zeros():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1, LARGE_MAP + 1])
 def test_convolution_against_jax(side, stride, height):
-    x, kernel = drawn(2, height, 10, 3), drawn(side, side, 3, 4)
-    pads, numbers = (side // 2, side // 2), ("NHWC", "HWIO", "NHWC")
+    x, kernel = drawn(2, height, 10, 3), drawn(4, side, side, 3)
+    pads, numbers = (side // 2, side // 2), ("NHWC", "OHWI", "NHWC")
 
     def jax_convolution(x, kernel, stride):
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)

@@ -173,7 +173,7 @@ def convolved(divided: bool) -> dict[str, Any]:
     """Gradients of a convolution of large maps, and what 8 devices exchange for them."""
     layout = layout_of(8)
     rng = np.random.default_rng(0)
-    shapes = (16, LARGE_MAP + 1, 5, 3), (3, 3, 3, 4), (16, LARGE_MAP + 1, 5, 4)
+    shapes = (16, LARGE_MAP + 1, 5, 3), (4, 3, 3, 3), (16, LARGE_MAP + 1, 5, 4)
     x, kernel, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
     images = layout.batches if divided else layout.whole
     arguments = jax.device_put((x, kernel, gradient), (images, layout.whole, images))

@@ -132,7 +132,7 @@ class BNInception(nnx.Module):
     def _convolve(self, names: Sequence[str], x: Array) -> Array:
         """The convolutions `names`, which differ in their output channels only, as one, without the biases."""
         layers = [getattr(self, name) for name in names]
-        kernel = jnp.concatenate([layer.kernel[...] for layer in layers], -1)
+        kernel = jnp.concatenate([layer.kernel[...] for layer in layers])
         return convolve(x, kernel.astype(x.dtype), layers[0].stride)
 
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:

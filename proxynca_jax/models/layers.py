@@ -61,8 +61,8 @@ def batch_norm_relu(
     if not train:
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
         offset = bias + (shift - running_mean) * factor
-        return jnp.maximum(x * factor[None, None, None] + offset[None, None, None], 0).astype(x.dtype)
-    y, mean, var = _normalise_batch(x, scale, bias, running_mean - shift)
+        return jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    y, mean, var = _normalise_batch(x, shift, scale, bias, running_mean)
     count = x.size // x.shape[-1]
     ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
     statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
@@ -72,7 +72,7 @@ def batch_norm_relu(
 
 
 @jax.custom_vjp
-def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+def _normalise_batch(x: Array, shift: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
     """Normalises `x` by its own statistics and rectifies: also its mean and biased variance, which have no gradient.
 
     Written out with its gradient, as differentiation finds neither: one pass over `x` takes the statistics and one
@@ -80,34 +80,39 @@ def _normalise_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple
 
     Args:
         x: float32 or bfloat16.
+        shift: one a channel, without gradient.
         scale: one a channel.
         bias: one a channel.
-        guess: about the mean, without gradient. From the squares of the distances to it the variance is found in the
-            same pass as the mean, without the cancellation that squares of large values would bring.
+        guess: about the mean of `x + shift`, without gradient. From the squares of the distances to it the variance is
+            found in the same pass as the mean, without the cancellation that squares of large values would bring.
     """
-    return _normalise_forward(x, scale, bias, guess)[0]
+    return _normalise_forward(x, shift, scale, bias, guess)[0]
 
 
 def _normalise_forward(
-    x: Array, scale: Array, bias: Array, guess: Array
+    x: Array, shift: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    distances = x.astype(jnp.float32) - guess[None, None, None]
+    # Not minus the difference of the two, for which a GPU would launch a kernel of its own.
+    distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
     off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
     var = jnp.maximum(squared - jnp.square(off), 0)
-    mean, inverse = guess + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    y = jnp.maximum(_standardise(x, mean, inverse) * scale[None, None, None] + bias[None, None, None], 0)
-    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
+    mean, inverse = guess - shift + off, jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    factor = scale * inverse
+    offset = bias - mean * factor
+    y = jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    return (y, mean, var), (x, mean, inverse, factor, offset)
 
 
 def _normalise_backward(kept: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
-    x, scale, bias, mean, inverse = kept
-    standard = _standardise(x, mean, inverse)
-    is_positive = standard * scale[None, None, None] + bias[None, None, None] > 0
-    gradient = jnp.where(is_positive, gradients[0].astype(jnp.float32), 0)
-    of_bias, of_scale = _sums(gradient, gradient * standard)
+    x, mean, inverse, factor, offset = kept
+    distances = x.astype(jnp.float32) - mean[None, None, None]
+    gradient = jnp.where(_affine(x, factor, offset) > 0, gradients[0].astype(jnp.float32), 0)
+    of_bias, of_distances = _sums(gradient, gradient * distances)
+    of_scale = of_distances * inverse
     count = x.size // x.shape[-1]
-    centred = gradient - (of_bias / count)[None, None, None] - standard * (of_scale / count)[None, None, None]
-    return (centred * (scale * inverse)[None, None, None]).astype(x.dtype), of_scale, of_bias, None
+    slope = of_scale * inverse / count
+    centred = gradient - (of_bias / count)[None, None, None] - distances * slope[None, None, None]
+    return (centred * factor[None, None, None]).astype(x.dtype), None, of_scale, of_bias, None
 
 
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
@@ -127,12 +132,16 @@ def _sums(first: Array, second: Array) -> list[Array]:
     return jax.lax.platform_dependent(first, second, cpu=apart, default=together)
 
 
-def _standardise(x: Array, mean: Array, inverse: Array) -> Array:
-    return (x.astype(jnp.float32) - mean[None, None, None]) * inverse[None, None, None]
+def _affine(x: Array, factor: Array, offset: Array) -> Array:
+    return x * factor[None, None, None] + offset[None, None, None]
 
 
 class Conv(nnx.Module):
-    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply."""
+    """The kernel and bias of a convolution, which `convolve` and `batch_norm_relu` apply.
+
+    The kernel's output channels come first, not last as in Flax: so cuDNN gives its gradient, which XLA would otherwise
+    have to transpose for the optimiser.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator):
         """Args:
@@ -145,7 +154,7 @@ class Conv(nnx.Module):
         """
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
-        self.kernel = nnx.Param(jnp.array(deviation * draw))
+        self.kernel = nnx.Param(jnp.array(deviation * draw.transpose(3, 0, 1, 2)))
         self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
         self.stride = stride
 
@@ -154,11 +163,11 @@ def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
     """Gives a convolution the kernel and the bias with which it does what `norm` does after it in inference."""
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + BATCH_NORM_EPSILON)
     convolution.bias[...] = norm.bias[...] + (convolution.bias[...] - norm.mean[...]) * factor
-    convolution.kernel[...] = convolution.kernel[...] * factor[None, None, None]
+    convolution.kernel[...] = convolution.kernel[...] * factor[:, None, None, None]
 
 
 def convolve(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "side side inputs outputs"], stride: int
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "outputs side side inputs"], stride: int
 ) -> Float[Array, "..."]:
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
@@ -166,17 +175,18 @@ def convolve(
 
 
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    pads = (kernel.shape[0] // 2, kernel.shape[0] // 2)
-    numbers = ("NHWC", "HWIO", "NHWC")
+    pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
+    numbers = ("NHWC", "OHWI", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)
 
 
 def _convolve_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
     """The same, around what XLA does slowly on CPUs: any convolution of small maps, kernel gradients of large ones."""
-    if len(kernel) == 1:
-        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
+    side = kernel.shape[1]
+    if side == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[:, 0, 0])
     if x.shape[1] <= SMALL_MAP:
-        return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
+        return _contract(jnp.concatenate(_taps(x, side, stride), -1), kernel.reshape(len(kernel), -1))
     return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve(x, kernel, stride)
 
 
@@ -189,11 +199,11 @@ def _convolve_large_forward(x: Array, kernel: Array, stride: int) -> tuple[Array
 
 def _convolve_large_backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = inputs
-    if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # fewer products of pixels to sum than pixels to gather
+    if stride == 1 and kernel.shape[3] < kernel.shape[0]:  # fewer products of pixels to sum than pixels to gather
         of_x = _image_gradients(kernel, gradient)
     else:
         (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
-    return of_x, _kernel_gradient(x, gradient, len(kernel), stride)
+    return of_x, _kernel_gradient(x, gradient, kernel.shape[1], stride)
 
 
 def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
@@ -210,13 +220,14 @@ def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array
     turns = _take_turns(x), _take_turns(gradient)
     zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
     totals, _ = jax.lax.scan(add, zeros, turns)
-    return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
+    total = jnp.sum(totals, 0).astype(x.dtype)
+    return total.T.reshape(gradient.shape[3], side, side, x.shape[3])
 
 
 def _image_gradients(kernel: Array, gradient: Array) -> Array:
     """Every pixel's gradient times every place of the kernel, a product for each image, then summed where they meet."""
-    side, _, inputs, outputs = kernel.shape
-    matrix = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
+    outputs, side, _, inputs = kernel.shape
+    matrix = kernel.reshape(outputs, -1)
 
     def one(gradient: Array) -> Array:
         pad = side // 2
@@ -256,7 +267,7 @@ def _taps(x: Array, side: int, stride: int) -> list[Array]:
 
 @jax.custom_vjp
 def _contract(x: Array, matrix: Array) -> Array:
-    return jnp.matmul(x, matrix)
+    return jax.lax.dot_general(x, matrix, (((3,), (1,)), ((), ())))
 
 
 def _contract_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -267,7 +278,7 @@ def _contract_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Ar
     """Differentiation would have the matrix's gradient transposed, for which XLA then transposes `gradient` first."""
     x, matrix = inputs
     rows, places = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return jnp.matmul(gradient, matrix.T), jnp.matmul(rows.T, places)
+    return jnp.matmul(gradient, matrix), jnp.matmul(places.T, rows)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)
