@@ -76,6 +76,12 @@ def run_two(settings: Path, run: Path, signals: tuple[tuple[int, int], tuple[int
     return [process.returncode for process in processes], printed
 
 
+def assert_same_scores(run: Path, other: Path):
+    for ours, theirs in zip(records(run), records(other), strict=True):
+        for name in theirs.keys() & {"step", "train_loss", "recall_at_1", "recall_at_2", "nmi"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=0, abs=1e-5), name
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """A run of one process, and one of two that went through everything."""
@@ -108,11 +114,23 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(runs):
-    alone, together = records(runs["alone"]), records(runs["together"])
-    assert [record["step"] for record in together] == [EPOCH_STEPS * epoch for epoch in range(EPOCHS + 1)]
-    for ours, theirs in zip(together, alone, strict=True):
-        for name in theirs.keys() & {"train_loss", "recall_at_1", "recall_at_2", "nmi"}:
-            assert ours[name] == pytest.approx(theirs[name], rel=0, abs=1e-5), name
+    steps_recorded = [record["step"] for record in records(runs["together"])]
+    assert steps_recorded == [EPOCH_STEPS * epoch for epoch in range(EPOCHS + 1)]
+    assert_same_scores(runs["together"], runs["alone"])
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_cache_and_place_images_on_their_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "Embedder", tiny.TinyEmbedder)
+    trees.draw_folder(tmp_path / "images", classes=4, images_per_class=13)
+    config = small(tmp_path / "images", placement="device")
+    train.train(config, tmp_path / "alone")
+    config.data.cache = str(tmp_path / "cache")
+    open_run(tmp_path / "settings", config)
+    statuses, _ = run_two(tmp_path / "settings" / "config.py", tmp_path / "together", ((0, 0), (0, 0)))
+    assert statuses == [0, 0]
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # the training images and the evaluation images
+    assert_same_scores(tmp_path / "together", tmp_path / "alone")
 
 
 @pytest.mark.slow

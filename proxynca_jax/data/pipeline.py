@@ -6,8 +6,10 @@ has to be copied between processes.
 
 import collections
 import contextlib
+import math
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -23,6 +25,7 @@ Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
 NO_LABEL = -1  # of the rows that only fill up a batch
 ALL = (0, 1)  # the share of a process that loads every row
+PART = 4  # images, at most, that a thread loads before it hands them over, which costs as much for one
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -200,16 +203,22 @@ def _batches(
     threads = _threads(config)
     process, processes = share
     rows = batch_size // processes
+    part = math.gcd(rows, PART)
 
-    def of_share(place: int) -> Example | None:
-        batch, row = divmod(place, rows)
-        return examples[batch * batch_size + process * rows + row]
+    def load_part(place: int) -> list[Any]:
+        batch, row = divmod(place * part, rows)
+        start = batch * batch_size + process * rows + row
+        return [examples[start + number] for number in range(part)]
 
-    # Threads load images, not batches: all of them work on the batch that is due next, so an epoch's first batch comes
-    # soon and its last ones keep every thread busy. Two batches wait ready beside the images that are being loaded.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * rows)
-    shared = grain.MapDataset.range(len(examples) // processes).map(of_share)
-    with contextlib.closing(iter(shared.to_iter_dataset(options).batch(rows))) as batches:
+    def stack(parts: Sequence[list[Any]]) -> Batch:
+        loaded = [example for part in parts for example in part]
+        return {name: np.stack([example[name] for example in loaded]) for name in loaded[0]}
+
+    # Threads load parts of a batch, not batches: all of them work on the batch that is due next, so an epoch's first
+    # batch comes soon and its last ones keep every thread busy. Two batches wait ready beside the parts being loaded.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * rows // part)
+    parts = grain.MapDataset.range(len(examples) // processes // part).map(load_part).to_iter_dataset(options)
+    with contextlib.closing(iter(parts.batch(rows // part, batch_fn=stack))) as batches:
         yield from batches
 
 
