@@ -201,7 +201,7 @@ def variants(options: argparse.Namespace, batch_size: int) -> list[list[Variant]
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m proxynca_jax.bench",
-        description=f"{__doc__}\nOn 2 cores and no GPU the defaults take about two minutes.",
+        description=f"{__doc__}\nOn 2 cores and no GPU the defaults take about three minutes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
