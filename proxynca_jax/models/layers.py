@@ -238,7 +238,7 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
             products[i : i + height, j : j + width, side - 1 - i, side - 1 - j]
             for i, j in itertools.product(range(side), range(side))
         ]
-        return sum(met).astype(gradient.dtype)
+        return sum(met[1:], met[0]).astype(gradient.dtype)
 
     _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, _take_turns(gradient))
     return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
