@@ -174,36 +174,39 @@ def convolve(
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_convolve, stride=stride))
 
 
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int, order: str = "OHWI") -> Array:
     pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
-    numbers = ("NHWC", "OHWI", "NHWC")
+    numbers = ("NHWC", order, "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)
+
+
+_convolve_hwio = functools.partial(_convolve, order="HWIO")
 
 
 def _convolve_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
     """The same, around what XLA does slowly on CPUs: any convolution of small maps, kernel gradients of large ones."""
-    side = kernel.shape[1]
-    if side == 1:
-        return _contract(x[:, ::stride, ::stride], kernel[:, 0, 0])
+    kernel = kernel.transpose(1, 2, 3, 0)  # HWIO, in which XLA moves less there
+    if len(kernel) == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     if x.shape[1] <= SMALL_MAP:
-        return _contract(jnp.concatenate(_taps(x, side, stride), -1), kernel.reshape(len(kernel), -1))
-    return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve(x, kernel, stride)
+        return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
+    return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve_hwio(x, kernel, stride)
 
 
-_convolve_large = jax.custom_vjp(_convolve, nondiff_argnums=(2,))
+_convolve_large = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2,))
 
 
 def _convolve_large_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, stride), (x, kernel)
+    return _convolve_hwio(x, kernel, stride), (x, kernel)
 
 
 def _convolve_large_backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = inputs
-    if stride == 1 and kernel.shape[3] < kernel.shape[0]:  # fewer products of pixels to sum than pixels to gather
+    if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # fewer products of pixels to sum than pixels to gather
         of_x = _image_gradients(kernel, gradient)
     else:
-        (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
-    return of_x, _kernel_gradient(x, gradient, kernel.shape[1], stride)
+        (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride), x)(gradient)
+    return of_x, _kernel_gradient(x, gradient, len(kernel), stride)
 
 
 def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
@@ -220,14 +223,13 @@ def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array
     turns = _take_turns(x), _take_turns(gradient)
     zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
     totals, _ = jax.lax.scan(add, zeros, turns)
-    total = jnp.sum(totals, 0).astype(x.dtype)
-    return total.T.reshape(gradient.shape[3], side, side, x.shape[3])
+    return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
 
 
 def _image_gradients(kernel: Array, gradient: Array) -> Array:
     """Every pixel's gradient times every place of the kernel, a product for each image, then summed where they meet."""
-    outputs, side, _, inputs = kernel.shape
-    matrix = kernel.reshape(outputs, -1)
+    side, _, inputs, outputs = kernel.shape
+    matrix = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
 
     def one(gradient: Array) -> Array:
         pad = side // 2
@@ -267,7 +269,7 @@ def _taps(x: Array, side: int, stride: int) -> list[Array]:
 
 @jax.custom_vjp
 def _contract(x: Array, matrix: Array) -> Array:
-    return jax.lax.dot_general(x, matrix, (((3,), (1,)), ((), ())))
+    return jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
 
 
 def _contract_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -278,7 +280,7 @@ def _contract_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Ar
     """Differentiation would have the matrix's gradient transposed, for which XLA then transposes `gradient` first."""
     x, matrix = inputs
     rows, places = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return jnp.matmul(gradient, matrix), jnp.matmul(places.T, rows)
+    return jnp.matmul(gradient, matrix.T), jnp.matmul(rows.T, places)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)
