@@ -7,7 +7,7 @@ its operations read and write, each from and to memory, at the speed of a large 
 (`cost_analysis`), which takes the body of a loop once, so that on CPUs, where gradients of large maps are loops over
 images, the model's FLOP are the better count. Neither bound is strict: small operands stay in caches, and while it
 computes a step copies too. Below are the seconds that a profile of one step gives to each kind of operation, added over
-threads. A fusion counts as the operation that it ends with.
+threads. A fusion counts as the convolution or product in it, or else as the operation that it ends with.
 """
 
 import argparse
@@ -38,7 +38,8 @@ from proxynca_jax.optim import make_optimizer
 COPY_BYTES = 1 << 30  # more than the caches hold
 REST = "BatchNorm, ReLU, loss, Adam"
 MOVING = "moving data"
-PARTS = ("forward", "backward", "update", "compiler")  # the last: what the compiler adds, copies into other layouts
+PRODUCTS = {"convolution": "convolutions", "dot": "matrix products"}  # by XLA's name
+PARTS = ("forward", "backward", "update", "compiler")  # the last: what the compiler adds or leaves without a name
 KINDS = {  # by the JAX operation that XLA names; a fusion has the name of its last one
     "conv_general_dilated": "convolutions",
     "dot_general": "matrix products",
@@ -88,7 +89,9 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
 
 def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tuple[str, str], float]:
     """Seconds by kind of operation and pass."""
-    names = dict(re.findall(r'^ *(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', program.as_text(), re.MULTILINE))
+    text = program.as_text()
+    names = dict(re.findall(r'^ *(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', text, re.MULTILINE))
+    products = kinds_of_products(text)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -96,9 +99,17 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
         spent = collections.defaultdict(float)
         for operation, nanoseconds in operations(ProfileData.from_file(str(path))):
             name = names.get(operation, "")
-            kind = KINDS.get(name.rpartition("/")[2], REST) if name else MOVING
+            kind = products.get(operation) or (KINDS.get(name.rpartition("/")[2], REST) if name else MOVING)
             spent[kind, part_of(name)] += nanoseconds / 1e9
     return dict(spent)
+
+
+def kinds_of_products(program: str) -> dict[str, str]:
+    """The fusions of a compiled program that hold a convolution or a matrix product, and which."""
+    bodies = dict(re.findall(r"^%([\w.-]+) \(.*?\{$(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    fusions = re.findall(r"%([\w.-]+) = .*? fusion\(.*?calls=%([\w.-]+)", program)
+    found = ((fusion, re.search(r" (convolution|dot)\(", bodies[body])) for fusion, body in fusions)
+    return {fusion: PRODUCTS[match[1]] for fusion, match in found if match}
 
 
 def part_of(name: str) -> str:
