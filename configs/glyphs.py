@@ -2,7 +2,7 @@
 
     python -m proxynca_jax.train --config configs/glyphs.py
 
-Expected: R@1 78.2, NMI 85.2 after 17 epochs (before training 5.8 and 50.8; raw pixels retrieve 30.0), in 6 minutes
+Expected: R@1 79.3, NMI 86.0 after 17 epochs (before training 5.8 and 50.8; raw pixels retrieve 30.0), in 6 minutes
 40 seconds on 2 cores of an AMD EPYC, without a GPU. The best epoch is the last. The rates, their decay and the loss
 were chosen by this score, on these characters and seed 0, so it flatters them.
 
