@@ -28,6 +28,14 @@ code moved.
 
 The embedding step of 32 images with BatchNorm folded: 89 kernels and 1.86 GB in float32, 130 and 1.06 GB in bfloat16,
 no copy.
+
+The training step on each of eight H100s, 32 images on each. Some 60 of the kernels gather BatchNorm's sums from all
+devices, and about 150 more follow from there being several.
+
+    gradients added up when nearly all are there: float32 in two parts  float32     859 kernels   9.49 GB
+      of 11 and 30 MB, bfloat16 in one; convolutions run during one     bfloat16    911           5.65
+    at most 5 MB at a time: 11 parts, 5 in bfloat16, during all of      float32     873           8.44
+      which but the last convolutions run                               bfloat16    919           4.94
 """
 
 import argparse
@@ -41,11 +49,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, Sharding
 
 from proxynca_jax import steps
 from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, LossConfig, ModelConfig, OptimConfig
+from proxynca_jax.layout import AXIS, Layout
 from proxynca_jax.model_flops import DATASHEET, TRAINING, forward_flops
 from proxynca_jax.optim import make_optimizer
 
@@ -81,6 +90,7 @@ class Instruction(NamedTuple):
     result_bytes: int
     operand_bytes: int
     largest_dims: int  # most dimensions among the results
+    meanwhile: int = 0  # what is launched before an asynchronous one has to be done
 
 
 class Account(NamedTuple):
@@ -107,60 +117,65 @@ def size_of(shape: str) -> int:
 def read_program(text: str) -> list[Instruction]:
     """The instructions of a program's entry that launch something, each as often as it stands there."""
     sizes: dict[str, int] = {}
-    found = []
+    places: dict[str, int] = {}  # in `found`, of what may be asynchronous
+    found: list[Instruction] = []
     for line in text[text.index("\nENTRY") :].splitlines():
         if not (match := INSTRUCTION.match(line)):
             continue
         name, shape, kind, rest = match.groups()
         sizes[name] = size_of(shape)
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        if kind.endswith("-done") and operands[0] in places:
+            start = places[operands[0]]
+            found[start] = found[start]._replace(meanwhile=len(found) - start - 1)
         if kind in LAUNCHES_NOTHING or kind.endswith("-done"):
             continue
+        places[name] = len(found)
         library = re.search(r'custom_call_target="([^"]+)"', line)
-        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         dims = max((len(dims.split(",")) for dims in re.findall(r"\[([\d,]*)\]", shape)), default=0)
         read = sum(sizes.get(operand, 0) for operand in operands)
         found.append(Instruction(library[1] if library else kind, sizes[name], read, dims))
     return found
 
 
-def describe_h100s(count: int) -> Mesh:
-    """A mesh of that many H100s in one host, which need not exist: programs can be compiled for it and not run."""
+def describe_h100s(count: int) -> Layout:
+    """That many H100s in one host, which need not exist: programs can be compiled for them and not run."""
     try:
         topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}")
     except (RuntimeError, NotImplementedError, KeyError) as error:
         sys.exit(f'JAX cannot compile for CUDA here: {error}\nInstall its plugin: pip install "jax[cuda13]"')
-    return Mesh(np.array(topology.devices), ("data",))
+    return Layout(Mesh(np.array(topology.devices), (AXIS,)))
 
 
-def lower(step: str, dtype: str, batch_size: int, mesh: Mesh) -> Any:
-    """Traces one of our steps as a run on GPUs compiles it, images over the mesh and all else on each device."""
+def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
+    """Traces one of our steps as a run on GPUs compiles it."""
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=183)
     config = ModelConfig(embedding_dim=EMBEDDING_DIM, compute_dtype=dtype)
     graph, state = steps.init_state(config, optimizer, classes=CLASSES, seed=0)
 
-    def described(tree: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    def describe(leaf: jax.Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
-    state, batch = described(state, PartitionSpec()), described(batch, PartitionSpec("data"))
+    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=layout.divided)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout.divided)
     if step == "embed":
-        embed_step: Any = steps.make_embed_step(graph)
+        embed_step: Any = steps.make_embed_step(graph, layout)
         network = jax.eval_shape(embed_step.fold, state.params["network"], state.batch_stats)
-        return embed_step.embed.lower(described(network, PartitionSpec()), batch["image"])
-    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, platform="gpu")
-    return train_step.lower(state, batch)
+        return embed_step.embed.lower(jax.tree.map(describe, network, layout.shardings(network)), images)
+    train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, layout=layout, platform="gpu")
+    described = jax.tree.map(describe, state, layout.shardings(state))
+    return train_step.lower(described, {"image": images, "label": labels})
 
 
-def compile_for(step: str, dtype: str, batch_size: int, mesh: Mesh) -> Account:
-    """Compiles one of our steps for the mesh. Two cores take half a minute to two minutes."""
-    compiled = lower(step, dtype, batch_size, mesh).compile()
+def compile_for(step: str, dtype: str, batch_size: int, layout: Layout) -> Account:
+    """Compiles one of our steps. Two cores take half a minute to two minutes."""
+    compiled = lower(step, dtype, batch_size, layout).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
     assert text is not None
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    flops = forward_flops(IMAGE_SIZE, EMBEDDING_DIM) * (TRAINING if step == "train" else 1) * batch_size / mesh.size
+    images = batch_size / layout.mesh.size * (TRAINING if step == "train" else 1)
+    flops = forward_flops(IMAGE_SIZE, EMBEDDING_DIM) * images
     return Account(read_program(text), peak + memory.temp_size_in_bytes, flops)
 
 
@@ -181,8 +196,11 @@ def report(title: str, account: Account, dtype: str) -> None:
     for name in COLLECTIVES:
         chosen = [each for each in account.instructions if each.kind.startswith(name)]
         if chosen:
-            large = [each.operand_bytes for each in chosen if each.operand_bytes > 1e6]
-            print(f"  {name} {len(chosen)}, of more than a megabyte {len(large)}, together {sum(large) / 1e6:.1f} MB")
+            hidden = sum(each.meanwhile > 0 for each in chosen)
+            print(f"  {name} {len(chosen)}, {hidden} of them with launches meanwhile; those of more than a megabyte:")
+        for each in chosen:
+            if each.operand_bytes > 1e6:
+                print(f"    {each.operand_bytes / 1e6:.1f} MB, {each.meanwhile} launches meanwhile")
     for kind, count in collections.Counter(each.kind for each in account.instructions).most_common():
         print(f"  {kind:36} {count:5} {account.total(kind)[1]:8.3f} GB")
     sys.stdout.flush()
@@ -196,10 +214,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=integer(PAIR), default=32, help="images a device")
     arguments = parser.parse_args()
     for devices in arguments.devices:
-        mesh = describe_h100s(devices)
+        layout = describe_h100s(devices)
         for step in arguments.steps:
             for dtype in arguments.dtypes:
-                account = compile_for(step, dtype, arguments.batch_size * devices, mesh)
+                account = compile_for(step, dtype, arguments.batch_size * devices, layout)
                 report(f"{step} {dtype} on {devices}", account, dtype)
 
 
