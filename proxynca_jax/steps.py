@@ -23,8 +23,8 @@ ImagesOf = Callable[[Batch], UInt8[Array, "batch size size 3"]]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Array]]
 Network = tuple[nnx.GraphDef, Tree]
 
-# Bytes of gradients that several GPUs add up at a time. By default XLA waits for nearly all gradients, and the network
-# has then nothing left to compute meanwhile.
+# Bytes of gradients that several GPUs add up at a time. By default XLA waits for up to 30 MB of them, by when next to
+# nothing is left to compute meanwhile.
 REDUCED_TOGETHER = 5_000_000
 
 
