@@ -71,7 +71,7 @@ class DataConfig:
     horizontal_flip: bool = True  # mirror half of the training images
     placement: str = "host"  # one of PLACEMENTS; "device" holds all training images in device memory
     max_side: int = 0  # pixels; training images whose longer side is above it are shrunk to it before crops; 0: none
-    cache: str = ""  # a folder to keep decoded images in, written once; empty: none. The images do not depend on it
+    cache: str = ""  # a folder for decoded training images and evaluation crops; empty: none. They do not depend on it
     threads: int = 0  # decoding threads, 0 for one a core; the images do not depend on it
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from proxynca_jax import processes, steps
+from proxynca_jax import steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.data.pipeline import evaluation_batches, prefetch_to_device
+from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_source
 from proxynca_jax.data.split import Split
 from proxynca_jax.interrupt import never
 from proxynca_jax.layout import Layout
@@ -60,6 +60,7 @@ def embed_batches(
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
+    source: Source[DeviceBatch] | None = None,
 ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
     """Embeds a split on all devices, a batch at a time, in memory that does not grow with the number of images.
 
@@ -70,6 +71,7 @@ def embed_batches(
         split: one image or more.
         config: pixels and batch size.
         check: called before each batch; raises to stop.
+        source: the split's batches, from `evaluation_source`; by default the images are decoded for this call.
 
     Returns:
         The embeddings of `evaluation.batch_size` images after the other, or as many more as the devices need to get
@@ -78,10 +80,8 @@ def embed_batches(
     Raises:
         UserError: while iterating: if an image cannot be decoded.
     """
-    layout = Layout()
-    images, batch_size = len(split.labels), layout.round_up(config.evaluation.batch_size)
-    loaded = evaluation_batches(split, config.data, batch_size=batch_size, share=processes.share())
-    batches = prefetch_to_device(loaded, sharding=layout.batches)
+    images = len(split.labels)
+    batches = (source or evaluation_source(split, config))()
     network, computed = embed_step.fold(params, batch_stats), None
     with contextlib.closing(batches), Progress("embedding", images=images) as progress:
         for batch in batches:
@@ -90,8 +90,9 @@ def embed_batches(
             if computed is not None:  # the host takes a batch while the device computes the next
                 yield np.asarray(computed)
             computed = ahead
-            progress.advance(batch_size)
-        yield np.asarray(computed)[: (images - 1) % batch_size + 1]
+            progress.advance(len(batch["image"]))
+        last = np.asarray(computed)
+        yield last[: (images - 1) % len(last) + 1]
 
 
 def embed(
@@ -101,9 +102,10 @@ def embed(
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
+    source: Source[DeviceBatch] | None = None,
 ) -> Float[np.ndarray, "images dim"]:
     """All that `embed_batches` gives for the same arguments, in one array."""
-    with contextlib.closing(embed_batches(embed_step, params, batch_stats, split, config, check)) as batches:
+    with contextlib.closing(embed_batches(embed_step, params, batch_stats, split, config, check, source)) as batches:
         return np.concatenate(list(batches))
 
 

@@ -28,8 +28,9 @@ from proxynca_jax import processes, steps
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig, flatten
-from proxynca_jax.data.cache import cached
+from proxynca_jax.data.cache import cached, cached_crops
 from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
@@ -65,6 +66,7 @@ class Job(NamedTuple):
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
     resident: ResidentImages | None = None  # the training images, where they are placed on the device
+    eval_source: Source[DeviceBatch] | None = None  # the evaluation images, decoded once
 
     def evaluations(self) -> list[Record]:
         """The records of the evaluations before training and after each epoch."""
@@ -185,7 +187,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
 
 
 def _bring_images(job: Job, check: Callable[[], None]) -> Job:
-    """Decodes the images into the cache, and training images onto the device, if they are to be there."""
+    """Decodes images into the cache and onto the device, if they are to be there, and chooses a place for the rest."""
     data = job.config.data
     if data.cache:
         job.log.line(f"decoded images are kept in {data.cache}")
@@ -194,14 +196,16 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
         # Many processes have to check equally often, and all but the first find the cache made.
         options = {"check": check} if jax.process_count() == 1 else {}
         train_split = cached(job.train_split, data, max_side=data.max_side, **options)
-        job = job._replace(train_split=train_split, eval_split=cached(job.eval_split, data, max_side=0, **options))
+        job = job._replace(train_split=train_split, eval_split=cached_crops(job.eval_split, data, **options))
         if processes.is_first():
             processes.wait_for_all("the cache")
     if data.placement == "device":
         resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
         job = job._replace(resident=resident)
-    return job
+    place, line = choose_place(job.eval_split, job.config)
+    job.log.line(line)
+    return job._replace(eval_source=evaluation_source(job.eval_split, job.config, place))
 
 
 @contextlib.contextmanager
@@ -236,7 +240,7 @@ def _finish_epoch(
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     network = state.params["network"], state.batch_stats
-    embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check)
+    embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check, job.eval_source)
     scores = score(embeddings, job.eval_split.labels, job.config)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}

@@ -10,9 +10,9 @@ import trees
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data import cache
-from proxynca_jax.data.cache import cached
+from proxynca_jax.data.cache import cached, cached_crops
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.pipeline import training_batches
+from proxynca_jax.data.pipeline import evaluation_batches, training_batches
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
@@ -75,6 +75,25 @@ def test_other_images_and_another_side_have_files_of_their_own(split, config):
             np.testing.assert_array_equal(found[3], decode(images.images[3], "3"))
     fewer = dataclasses.replace(split, names=split.names[:5], labels=split.labels[:5])
     assert len(cached(fewer, config, max_side=0).images) == 5
+    assert len(files(config)) == 4
+
+
+def test_evaluation_crops_are_the_same_to_the_last_bit(split, config, monkeypatch):
+    config.resize_size = 40
+    plain = list(evaluation_batches(split, config, batch_size=4))
+    cached_crops(split, config)
+    monkeypatch.setattr(cache, "evaluation_crops", refuse)
+    from_cache = cached_crops(split, config)
+    for ours, theirs in zip(evaluation_batches(from_cache, config, batch_size=4), plain, strict=True):
+        for name in "image", "label", "mask":
+            np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
+
+
+def test_crops_of_other_sizes_have_files_of_their_own(split, config):
+    for resize_size, image_size in (40, 32), (41, 32), (41, 33), (40, 32):
+        config.resize_size, config.image_size = resize_size, image_size
+        assert cached_crops(split, config).images[3].shape == (image_size, image_size, 3)
+    cached(split, config, max_side=0)
     assert len(files(config)) == 4
 
 

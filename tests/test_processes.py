@@ -108,7 +108,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     statuses, printed = run_two(settings, together, (never, never))
     assert statuses == [0, 0]
     assert f"continuing from step {stopped[1]}" in printed[0]
+    assert "evaluation images are kept in host memory" in printed[0]
     assert "epoch" not in printed[1]  # the first one speaks for both
+    assert "evaluation" not in printed[1]
     return {"alone": folder / "alone", "together": together}
 
 

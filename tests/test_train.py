@@ -1,5 +1,6 @@
 """The training program on small trees: what it writes, that it learns, stops, continues and refuses."""
 
+import collections
 import functools
 import json
 import pathlib
@@ -17,7 +18,11 @@ from convert.torch_network import from_state_dict
 from proxynca_jax import metric_log, steps, train, weights
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from proxynca_jax.data import pipeline
+from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE
 from proxynca_jax.data.resident import crops
+from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
 from proxynca_jax.optim import make_optimizer
@@ -106,6 +111,7 @@ def test_a_run_leaves_records_log_and_states(whole):
         "evaluation_seconds",
     } <= set(third)
     log = (whole / "log.txt").read_text()
+    assert log.count("evaluation images are kept in host memory") == 1
     assert f"loss {third['train_loss']:.4f}" in log
     assert f"R@1 {third['recall_at_1']:.2f}" in log
     best = max(records(whole), key=lambda record: record["recall_at_1"])
@@ -165,6 +171,29 @@ def test_a_run_with_a_cache_is_the_run_without(root, whole, tmp_path):
     train.train(config, tmp_path / "run")
     assert len(list((tmp_path / "cache").glob("*.array_record"))) == 2
     assert timeless(tmp_path / "run") == timeless(whole)
+
+
+@pytest.mark.parametrize(("place", "decoded"), [(DEVICE, 1), (HOST, 1), (CACHE, 1), (NOWHERE, 3)])
+@pytest.mark.usefixtures("tiny")
+def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
+    root, whole, tmp_path, monkeypatch, place, decoded
+):
+    names = []
+
+    def decode_and_note(image, name):
+        if isinstance(image, bytes):  # those of the cache are decoded
+            names.append(name)
+        return decode(image, name)
+
+    monkeypatch.setattr(pipeline, "decode", decode_and_note)
+    monkeypatch.setattr(train, "choose_place", lambda *_: (place, f"evaluation images: {place}"))
+    config = small(root)
+    config.data.cache = str(tmp_path / "cache") if place == CACHE else ""
+    train.train(config, tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(whole)
+    assert f"evaluation images: {place}\n" in (tmp_path / "run" / "log.txt").read_text()
+    counts = collections.Counter(names)
+    assert [counts[name] for name in load_splits(config.data)[1].names] == [decoded] * 26
 
 
 @pytest.mark.usefixtures("tiny")

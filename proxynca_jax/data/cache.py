@@ -1,13 +1,14 @@
-"""Decoded images in a file, written once, so that an epoch does not decode them again.
+"""Decoded images in a file, written once: whole ones for training, crops for evaluation.
 
 The pixels are those of decoding, so that training and scores are the same to the last bit with and without it.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -15,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from proxynca_jax.atomic_file import replacing
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.pipeline import whole_images
+from proxynca_jax.data.pipeline import evaluation_crops, whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels
 from proxynca_jax.errors import UserError
@@ -61,8 +62,8 @@ def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[
     """The same split with its images in the folder `config.cache`, where they are written if they are not there yet.
 
     A file's name depends on all that its pixels depend on but the content of the images: their names and order, and
-    `max_side`. So a folder serves any number of data sets and settings. Images that changed under an old name are
-    not noticed.
+    `max_side` or the two sizes of crops. So a folder serves any number of data sets and settings. Images that changed
+    under an old name are not noticed.
 
     Args:
         split: the images.
@@ -73,23 +74,53 @@ def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[
     Raises:
         UserError: if an image cannot be decoded, or the file cannot be written or read.
     """
+    make = functools.partial(whole_images, split, config, max_side=max_side)
+    return dataclasses.replace(split, images=_cached_images(make, str(max_side), split, config, check))
+
+
+def cached_crops(split: Split, config: DataConfig, check: Callable[[], None] = never) -> Split:
+    """The same split with the crops that an evaluation embeds as its images, cached as `cached` does.
+
+    Args:
+        split: the images.
+        config: where to keep them, the two sizes of `transforms.eval_transform`, and with how many threads to decode.
+        check: as there.
+
+    Raises:
+        UserError: as there.
+    """
+    make = functools.partial(evaluation_crops, split, config)
+    sizes = f"{config.resize_size} {config.image_size}"
+    return dataclasses.replace(split, images=_cached_images(make, sizes, split, config, check), cropped=True)
+
+
+def _cached_images(
+    make: Callable[[], Generator[Pixels, None, None]],
+    made_as: str,
+    split: Split,
+    config: DataConfig,
+    check: Callable[[], None],
+) -> _CachedImages:
+    """What `make` yields, from the file for the split's names and `made_as`, which is written if it is missing."""
     folder = pathlib.Path(config.cache).expanduser()
-    identity = "\0".join([str(FORMAT), str(max_side), *split.names])
+    identity = "\0".join([str(FORMAT), made_as, *split.names])
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.array_record"
-    if not path.exists():
-        _write(path, split, config, max_side, check)
-    return dataclasses.replace(split, images=_CachedImages(path, len(split.labels)))
-
-
-def _write(path: pathlib.Path, split: Split, config: DataConfig, max_side: int, check: Callable[[], None]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data.cache is {config.cache!r}, and that folder cannot be made: {error}.") from error
     images = len(split.labels)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.cache is {config.cache!r}, and that folder cannot be made: {error}.") from error
+        _write(path, make, images, check)
+    return _CachedImages(path, images)
+
+
+def _write(
+    path: pathlib.Path, make: Callable[[], Generator[Pixels, None, None]], images: int, check: Callable[[], None]
+) -> None:
     with replacing(path) as partial, _usable(path), Progress(f"decoding into {path}", images=images) as progress:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-        with contextlib.closing(whole_images(split, config, max_side=max_side)) as decoded:
+        with contextlib.closing(make()) as decoded:
             for image in decoded:
                 writer.write(np.array(image.shape[:2], "<u4").tobytes() + image.tobytes())
                 progress.advance(1)

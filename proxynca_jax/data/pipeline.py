@@ -6,6 +6,7 @@ has to be copied between processes.
 
 import collections
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -168,8 +169,7 @@ def evaluation_batches(
     def load(index: int) -> Example:
         if index >= images:
             return padding
-        image = decode(split.images[index], split.names[index])
-        return {"image": eval_transform(image, config), "label": split.labels[index], "mask": np.True_}
+        return {"image": _evaluation_crop(split, config, index), "label": split.labels[index], "mask": np.True_}
 
     padded = -(-images // batch_size) * batch_size
     return _batches(grain.MapDataset.range(padded).map(load), batch_size, config, share)
@@ -185,6 +185,25 @@ def whole_images(split: Split, config: DataConfig, *, max_side: int) -> Generato
     def load(index: int) -> Pixels:
         return shrink(decode(split.images[index], split.names[index]), max_side)
 
+    return _in_order(load, split, config)
+
+
+def evaluation_crops(split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
+    """The images of `evaluation_batches` one by one, without padding.
+
+    Raises:
+        UserError: While iterating: an image cannot be decoded.
+    """
+    return _in_order(functools.partial(_evaluation_crop, split, config), split, config)
+
+
+def _evaluation_crop(split: Split, config: DataConfig, index: int) -> Pixels:
+    image = decode(split.images[index], split.names[index])
+    return image if split.cropped else eval_transform(image, config)
+
+
+def _in_order(load: Callable[[int], Pixels], split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
+    """What `load` makes of each image's index, with threads; closing it ends them."""
     threads = _threads(config)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     images = grain.MapDataset.range(len(split.labels)).map(load).to_iter_dataset(options)

@@ -5,7 +5,6 @@ They are uploaded once. What the host sends for a batch afterwards is where to c
 
 import contextlib
 import math
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from proxynca_jax.data.pipeline import whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import image_size, shrunk_size
 from proxynca_jax.errors import UserError
+from proxynca_jax.free_memory import free_on_device, free_on_host
 from proxynca_jax.interrupt import never
 from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import Progress
@@ -86,10 +86,9 @@ def _require_room(images: int, height: int, width: int, config: DataConfig) -> N
 
 
 def _free_bytes() -> int:
-    """What the device has left of its memory; a CPU's is the machine's."""
-    if statistics := jax.local_devices()[0].memory_stats():
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """What the device has left of its memory; a CPU's is the host's."""
+    free = free_on_device()
+    return free_on_host() if free is None else free
 
 
 def crops(batch: dict[str, Array], *, size: int) -> UInt8[Array, "batch size size 3"]:

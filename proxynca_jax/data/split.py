@@ -23,6 +23,7 @@ class Split:
     names: Sequence[str]  # N, a path or an id each: for errors and embedding files
     labels: Int32[np.ndarray, " N"]  # 0 .. C-1
     class_names: tuple[str, ...]  # C
+    cropped: bool = False  # whether the images are what `transforms.eval_transform` makes of them
 
 
 class _SelectedImages(Sequence[Image]):
