@@ -97,3 +97,10 @@ def test_the_side_that_the_error_names_fits(monkeypatch, photographs):
     pixels, sizes = upload(make_split([photographs["china"]] * 40), dataclasses.replace(CONFIG, max_side=395), Layout())
     assert pixels.nbytes <= 0.75 * 40_000_000
     assert sizes.tolist() == [[264, 395]] * 40
+
+
+@pytest.mark.parametrize(("device", "free"), [(300, 300), (0, 0), (None, 1000)])
+def test_a_device_without_memory_of_its_own_has_the_hosts(monkeypatch, device, free):
+    monkeypatch.setattr(resident, "free_on_device", lambda: device)
+    monkeypatch.setattr(resident, "free_on_host", lambda: 1000)
+    assert resident._free_bytes() == free
