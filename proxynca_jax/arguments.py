@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+NO_GRAPHS = "On a GPU, launch kernels one by one where CUDA graphs fail."
+
 
 def integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
     """Whole numbers from the first limit to the second, both allowed; others are the user's error."""

@@ -17,7 +17,7 @@ from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_
 PLACEMENTS = ("host", "device")  # where training images are cropped: as they are read, or in device memory
 DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
-COMPUTE_DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = ("float32", "tensorfloat32", "bfloat16")
 KMEANS = ("scikit-learn", "device")
 # "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
 # "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
@@ -82,7 +82,7 @@ class ModelConfig:
     weights: str = ""  # converted weights to start from, a file that `python -m convert` wrote; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
-    compute_dtype: str = "float32"  # one of COMPUTE_DTYPES: the backbone's maps; all that is kept is float32 with both
+    compute_dtype: str = "float32"  # one of COMPUTE_DTYPES, the arithmetic of convolutions: see models/precision.py
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from proxynca_jax.arguments import NO_GRAPHS
 from proxynca_jax.checkpoint import KINDS
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig
@@ -31,6 +32,7 @@ from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.metric_card import versions
 from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.models.precision import computed_in
 from proxynca_jax.scoring import embed_batches, load_network
 
 SPLITS = ("train", "test")  # in the order of `load_splits`; train holds a validation protocol's classes too
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     source.add_argument("--split", choices=SPLITS, help="embed these images of the run's data set")
     source.add_argument("--images", type=pathlib.Path, metavar="FOLDER", help="embed all images in it, however deep")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".npz or .parquet")
+    parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
     try:
         with exit_on_user_error(), stop_on_signal() as check:
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     check_output(options.output)
-    network, config, step = load_network(options.run, options.checkpoint)
+    network, config, step = load_network(options.run, options.checkpoint, graphs=not options.no_graphs)
     if options.images:
         split, labels = _find_images(options.images), None
     else:
@@ -79,6 +82,7 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
             "images": str(options.images or f"{options.split} classes of {config.data.dataset}"),
             "class_names": split.class_names,
             "dimensions": config.model.embedding_dim,
+            "compute_dtype": computed_in(config.model.compute_dtype),
             "preprocessing": _preprocessing(config),
             "versions": versions(),
         },

@@ -106,6 +106,16 @@ def read_embeddings(
     return embeddings.astype(np.result_type(embeddings, np.float32), copy=False), labels
 
 
+def read_about(path: pathlib.Path) -> Mapping[str, Any]:
+    """What made a file that `read_embeddings` can read: `Contents.about`, or nothing where another program wrote it."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            text = str(arrays[METADATA_KEY]) if METADATA_KEY in arrays.files else "{}"
+    else:
+        text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY.encode(), b"{}").decode()
+    return json.loads(text)
+
+
 def _check_suffix(path: pathlib.Path) -> str:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} ends in {path.suffix!r}; embedding files end in {' or '.join(SUFFIXES)}.")

@@ -16,17 +16,18 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
-from proxynca_jax.arguments import integer
+from proxynca_jax.arguments import NO_GRAPHS, integer
 from proxynca_jax.checkpoint import KINDS
 from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.embedding_files import read_embeddings
+from proxynca_jax.embedding_files import read_about, read_embeddings
 from proxynca_jax.errors import UserError, exit_on_user_error
 from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.metric_card import metric_card
 from proxynca_jax.metric_log import describe_scores
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
+from proxynca_jax.models.precision import computed_in
 from proxynca_jax.scoring import embed, load_network, score, score_at_r
 
 SETTINGS = (
@@ -48,20 +49,22 @@ def main(arguments: list[str] | None = None) -> None:
     with exit_on_user_error():
         if options.run:
             kind = options.checkpoint or "best"
-            network, config, step = load_network(options.run, kind)
+            network, config, step = load_network(options.run, kind, graphs=not options.no_graphs)
+            precision = computed_in(config.model.compute_dtype)
             _, split = load_splits(config.data)
             embeddings, labels, gallery = embed(*network, split, config), split.labels, None
             title = f"{options.run}  {kind} checkpoint, step {step}"
         else:
             config = TrainConfig()
             embeddings, labels, gallery = _read(options.embeddings, options.gallery)
+            precision = read_about(options.embeddings).get("compute_dtype")
             title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
         _override(config, options)
         search = {"gallery": gallery, "distance": options.distance}
         scores = score(embeddings, labels, config, **search)
         print(f"{title}  {describe_scores(scores)}\n", flush=True)
         scores |= score_at_r(embeddings, labels, **search)
-        print(metric_card(scores, embeddings, labels, config, **search))
+        print(metric_card(scores, embeddings, labels, config, precision=precision, **search))
 
 
 def _read(
@@ -100,6 +103,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", choices=KINDS, help="with --run: which of its states (default: best)")
     parser.add_argument("--gallery", type=pathlib.Path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
+    parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     settings = parser.add_argument_group("settings", "by default those of the run, or of training")
     settings.add_argument("--recall_at", type=integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
     settings.add_argument("--nmi", action=argparse.BooleanOptionalAction, help="whether to cluster for NMI")

@@ -31,6 +31,7 @@ def metric_card(
     *,
     gallery: LabelledVectors | None,
     distance: str,
+    precision: str | None,
 ) -> str:
     """Describes scores.
 
@@ -41,6 +42,7 @@ def metric_card(
         config: the evaluation's settings and seed.
         gallery: vectors and labels of the images to find; None: the same images, each without itself.
         distance: one of `vectors.DISTANCES`.
+        precision: the arithmetic of the network that embedded them, one of `precision.PRECISIONS`; None: not known.
 
     Returns:
         Lines for people.
@@ -48,6 +50,7 @@ def metric_card(
     facts = {
         "R": "of each image: how many of its class there are to find",
         **_describe_images(scores, embeddings, labels, gallery),
+        **({"network": f"convolutions in {precision}"} if precision else {}),
         "neighbours": f"exact, by {distance.replace('_', ' ')} distance; R@K ranks the class first among equals",
         **(_describe_clusters(scores, labels, config) if config.evaluation.nmi else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

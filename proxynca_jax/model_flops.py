@@ -4,23 +4,25 @@ A multiplication and an addition are two. Convolutions and the embedding layer c
 optimiser, which move memory rather than compute, do not.
 """
 
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 
 from proxynca_jax.models.bn_inception import BLOCKS, FEATURES
+from proxynca_jax.models.precision import PRECISIONS, activation_dtype
 
 TRAINING = 3  # passes' worth: forward, and backward to the weights and to the layer's input
 
 # Dense FLOP/s by the beginning of the device kind, from NVIDIA's datasheets, where figures with sparsity are halved.
-# Float32 is TF32 there, which is what XLA computes float32 products in.
+# TF32 and bfloat16 are the tensor cores'; float32 is the other cores'.
 DATASHEET: dict[str, dict[str, float]] = {
-    "NVIDIA H100 PCIe": {"float32": 378e12, "bfloat16": 756e12},
-    "NVIDIA H100": {"float32": 494.7e12, "bfloat16": 989.4e12},
-    "NVIDIA H200": {"float32": 494.7e12, "bfloat16": 989.4e12},
-    "NVIDIA A100": {"float32": 156e12, "bfloat16": 312e12},
-    "NVIDIA L4": {"float32": 60.5e12, "bfloat16": 121e12},
+    "NVIDIA H100 PCIe": {"float32": 51e12, "tensorfloat32": 378e12, "bfloat16": 756e12},
+    "NVIDIA H100": {"float32": 67e12, "tensorfloat32": 494.7e12, "bfloat16": 989.4e12},
+    "NVIDIA H200": {"float32": 67e12, "tensorfloat32": 494.7e12, "bfloat16": 989.4e12},
+    "NVIDIA A100": {"float32": 19.5e12, "tensorfloat32": 156e12, "bfloat16": 312e12},
+    "NVIDIA L4": {"float32": 30.3e12, "tensorfloat32": 60.5e12, "bfloat16": 121e12},
 }
 MATMUL_SIDE = 2048
 MATMUL_REPEATS = 5
@@ -50,7 +52,7 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     """FLOP/s that JAX's devices can reach together, and where the number is from.
 
     Args:
-        dtype: "float32" or "bfloat16".
+        dtype: one of `precision.PRECISIONS`.
     """
     kind = jax.devices()[0].device_kind
     for beginning, peaks in DATASHEET.items():
@@ -61,8 +63,8 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 def measured_matmul(dtype: str) -> float:
     """FLOP/s of the fastest of a few products of square matrices."""
-    matrix = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), dtype)
-    multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    matrix = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), activation_dtype(dtype))
+    multiply = jax.jit(functools.partial(jnp.matmul, precision=PRECISIONS[dtype])).lower(matrix, matrix).compile()
     seconds = []
     for _ in range(MATMUL_REPEATS):
         start = time.perf_counter()

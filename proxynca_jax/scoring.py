@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -29,12 +30,13 @@ class TrainedNetwork(NamedTuple):
     batch_stats: steps.Tree
 
 
-def load_network(run: pathlib.Path, kind: str) -> tuple[TrainedNetwork, TrainConfig, int]:
+def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[TrainedNetwork, TrainConfig, int]:
     """Reads a run's network.
 
     Args:
         run: the run's folder.
         kind: which of its states, one of `checkpoint.KINDS`.
+        graphs: as for `steps.compiler_options`.
 
     Returns:
         The network, the run's configuration and the step of the state.
@@ -50,7 +52,9 @@ def load_network(run: pathlib.Path, kind: str) -> tuple[TrainedNetwork, TrainCon
         params, batch_stats = checkpoints.restore_network(kind, params, batch_stats)
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
-    return TrainedNetwork(steps.make_embed_step(graph, layout), params, batch_stats), config, step
+    options = steps.compiler_options(jax.default_backend(), graphs=graphs)
+    embed_step = steps.make_embed_step(graph, layout, options=options)
+    return TrainedNetwork(embed_step, params, batch_stats), config, step
 
 
 def embed_batches(

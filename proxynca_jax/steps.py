@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from proxynca_jax.config import LossConfig, ModelConfig
 from proxynca_jax.layout import Layout
@@ -23,20 +23,26 @@ ImagesOf = Callable[[Batch], UInt8[Array, "batch size size 3"]]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Array]]
 Network = tuple[nnx.GraphDef, Tree]
 
-# Bytes of gradients that several GPUs add up at a time. By default XLA waits for up to 30 MB of them, by when next to
-# nothing is left to compute meanwhile.
+# Bytes of gradients in one all-reduce of several GPUs. XLA's default bucket is 30 MB; when it is full, next to nothing
+# is left to compute during the all-reduce.
 REDUCED_TOGETHER = 5_000_000
+# What goes into CUDA graphs: XLA's default and convolutions. Without those, the 131 convolutions of a training step cut
+# it into hundreds of pieces, and the host launches each kernel by itself.
+IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION"
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes, as plain dicts: an order of magnitude less host time a step than `nnx.State`."""
+    """All that training changes, as plain dicts: an order of magnitude less host time a step than `nnx.State`.
 
-    step: Int[Array, ""]  # optimiser steps taken
+    The leaves are arrays, or what stands for arrays while a program is compiled.
+    """
+
+    step: Any  # Int[Array, ""], optimiser steps taken
     params: Tree  # {"network": the embedder's, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
     batch_stats: Tree  # BatchNorm's running statistics
     opt_state: Any
-    loss_sum: Float[Array, ""]  # sum of the batches' mean losses since the epoch began
+    loss_sum: Any  # Float[Array, ""], sum of the batches' mean losses since the epoch began
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,17 @@ class EmbedStep:
     def __call__(self, params: Tree, batch_stats: Tree, images: Array | np.ndarray) -> Array:
         """Both for one batch."""
         return self.embed(self.fold(params, batch_stats), images)
+
+    def compile(self, params: Tree, batch_stats: Tree, images: jax.ShapeDtypeStruct, layout: Layout) -> "EmbedStep":
+        """The same, compiled for these shapes. `layout` is that of `make_embed_step`."""
+        fold: Any = self.fold
+        embed: Any = self.embed
+
+        def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.whole if layout.mesh.size > 1 else None)
+
+        network = jax.tree.map(describe, jax.eval_shape(fold, params, batch_stats))
+        return EmbedStep(fold.lower(params, batch_stats).compile(), embed.lower(network, images).compile())
 
 
 def init_network(config: ModelConfig, rng: np.random.Generator) -> tuple[nnx.GraphDef, Tree, Tree]:
@@ -106,6 +123,19 @@ def make_loss(config: LossConfig) -> Callable[[Array, Array, Array], Float[Array
     return loss
 
 
+def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
+    """XLA's options for both programs.
+
+    Args:
+        platform: to compile for, as `jax.default_backend` names it.
+        graphs: on a GPU, launch a whole program as one CUDA graph. False: leave convolutions out, as XLA does.
+    """
+    if platform != "gpu":
+        return {}
+    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": REDUCED_TOGETHER}
+    return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS} if graphs else options
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     config: LossConfig,
@@ -113,12 +143,11 @@ def make_train_step(
     images_of: ImagesOf = operator.itemgetter("image"),
     layout: Layout | None = None,
     *,
-    platform: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> TrainStep:
     """Compiles on first call: (state, batch) to (state, mean loss of the batch).
 
-    The state is donated, but on GPUs, where XLA would first copy every parameter in hundreds of kernels to save 124 MB.
-    Divided proxies, which may be far larger, are donated there too.
+    The state is donated, so its addresses repeat from step to step, as CUDA graphs need them to.
 
     Args:
         graph: of the embedder.
@@ -126,13 +155,11 @@ def make_train_step(
         optimizer: from `optim.make_optimizer`.
         images_of: makes a batch's images, inside the compiled program; by default they are there already.
         layout: that of the state.
-        platform: to compile for, as `jax.default_backend` names it, which is also the default.
+        options: from `compiler_options`; by default those of JAX's default platform.
     """
     layout = layout or Layout()
     loss_per_example = make_loss(config)
-    on_gpu = (platform or jax.default_backend()) == "gpu"
-    donate = not on_gpu or layout.divided_classes is not None
-    options = {"xla_gpu_all_reduce_combine_threshold_bytes": REDUCED_TOGETHER} if on_gpu else None
+    options = compiler_options(jax.default_backend()) if options is None else options
 
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
         model = nnx.merge(graph, params["network"], batch_stats)
@@ -143,7 +170,7 @@ def make_train_step(
         loss = jnp.mean(loss_per_example(embeddings, params["proxies"][: layout.divided_classes], labels))
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    @jax.jit(donate_argnums=0 if donate else (), compiler_options=options)
+    @jax.jit(donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images_of(batch), batch["label"])
@@ -155,23 +182,27 @@ def make_train_step(
     return train_step
 
 
-def make_embed_step(graph: nnx.GraphDef, layout: Layout | None = None) -> EmbedStep:
+def make_embed_step(
+    graph: nnx.GraphDef, layout: Layout | None = None, *, options: dict[str, Any] | None = None
+) -> EmbedStep:
     """Compiles on first call.
 
     Args:
         graph: of the embedder.
         layout: that of the parameters. Every device gets all embeddings of the batch.
+        options: as for `make_train_step`.
     """
     layout = layout or Layout()
+    options = compiler_options(jax.default_backend()) if options is None else options
 
     @jax.jit
     def fold(params: Tree, batch_stats: Tree) -> Network:
         model = nnx.merge(graph, params, batch_stats)
         model.fold()
         folded_graph, state = nnx.split(model)
-        return folded_graph, nnx.to_pure_dict(state)
+        return folded_graph, layout.gather(nnx.to_pure_dict(state))
 
-    @jax.jit
+    @jax.jit(compiler_options=options)
     def embed(network: Network, images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch dim"]:
         return layout.gather(nnx.merge(*network)(images, train=False))
 

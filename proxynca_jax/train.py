@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +26,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from proxynca_jax import processes, steps
+from proxynca_jax.arguments import NO_GRAPHS
 from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.compilation_cache import keep_compiled_programs
+from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.data.cache import cached, cached_crops
 from proxynca_jax.data.datasets import load_splits
@@ -39,6 +42,7 @@ from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.layout import Layout
 from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
+from proxynca_jax.models.precision import computed_in
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 from proxynca_jax.scoring import embed, score
@@ -82,22 +86,23 @@ class Job(NamedTuple):
         return max(self.evaluations(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
-def train(config: TrainConfig, run: pathlib.Path) -> None:
+def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> None:
     """Runs a whole training, or what is left of it.
 
     Args:
         config: what to do.
         run: the run's folder; made if need be.
+        graphs: as for `steps.compiler_options`.
 
     Raises:
         UserError: for anything that the user has to mend. What the run computed until then is kept.
         Interrupted: at the user's wish. The state of that moment is kept.
     """
-    job, state = _prepare(config, run)
+    job, state = _prepare(config, run, graphs)
     log, epoch_steps = job.log, job.epoch_steps
     with Checkpoints(run) as checkpoints, stop_on_signal() as check:
-        # Images
-        job = _bring_images(job, check)
+        # Programs and images
+        job = _make_ready(job, state, check)
 
         # Restore
         step = checkpoints.latest_step() or 0
@@ -144,7 +149,7 @@ def train(config: TrainConfig, run: pathlib.Path) -> None:
             _test_best(job, state, checkpoints, check)
 
 
-def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainState]:
+def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tuple[Job, steps.TrainState]:
     """Everything that can be wrong is looked at before anything heavy starts."""
     # Data
     config.validate()
@@ -173,9 +178,11 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
-    options: dict[str, Any] = on_device if config.data.placement == "device" else {}
+    options: dict[str, Any] = {"options": steps.compiler_options(jax.default_backend(), graphs=graphs)}
+    embed_step = steps.make_embed_step(graph, layout, **options)
+    if config.data.placement == "device":
+        options |= on_device
     train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
-    embed_step = steps.make_embed_step(graph, layout)
 
     # Folder
     open_run(run, config)
@@ -183,7 +190,28 @@ def _prepare(config: TrainConfig, run: pathlib.Path) -> tuple[Job, steps.TrainSt
     log.line(_describe(config, run, train_split, eval_split))
     if start:
         log.line(start)
+    if (named := config.model.compute_dtype) != (precision := computed_in(named)):
+        log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
     return Job(config, log, train_split, eval_split, test_split, epoch_steps, layout, train_step, embed_step), state
+
+
+def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
+    """Compiles both programs in threads and brings the images at the same time. No clock of a record runs yet."""
+    job.log.line("compiling the training and the embedding step")
+    start, ready = time.perf_counter(), []
+    run = state, job.config, job.layout
+    with ThreadPoolExecutor(2, "compile") as pool:
+        embed_step = pool.submit(compile_embed_step, job.embed_step, *run)
+        on_host = job.config.data.placement == "host"
+        train_step = pool.submit(compile_train_step, job.train_step, *run) if on_host else None
+        job = _bring_images(job, check)
+        # Programs have to know the shape of the images on the device, which are there now.
+        train_step = train_step or pool.submit(compile_train_step, job.train_step, *run, job.resident)
+        for program in (embed_step, train_step):
+            program.add_done_callback(lambda _: ready.append(time.perf_counter() - start))
+        job = job._replace(train_step=train_step.result(), embed_step=embed_step.result())
+    job.log.line(f"compiled in {max(ready):.1f} s")
+    return job
 
 
 def _bring_images(job: Job, check: Callable[[], None]) -> Job:
@@ -240,12 +268,14 @@ def _finish_epoch(
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     network = state.params["network"], state.batch_stats
-    embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check, job.eval_source)
-    scores = score(embeddings, job.eval_split.labels, job.config)
+    with CompileClock() as compiling:  # metrics compile when they are first used
+        embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check, job.eval_source)
+        scores = score(embeddings, job.eval_split.labels, job.config)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
-    record["evaluation_seconds"] = time.perf_counter() - start
+    record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
+    record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)
     job.log.line(_describe_epoch(record))
@@ -287,7 +317,8 @@ def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, eval_s
         f"{side} {len(split.labels):,} images of {len(split.class_names):,} classes"
         for side, split in (("training", train_split), ("evaluation", eval_split))
     )
-    return f"{run}: {config.data.dataset}, {', '.join(sides)}; {jax.device_count()} × {device.device_kind}"
+    devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
+    return f"{run}: {config.data.dataset}, {', '.join(sides)}; {devices}"
 
 
 def _describe_epoch(record: Record) -> str:
@@ -302,6 +333,8 @@ def _describe_epoch(record: Record) -> str:
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or the config.py of an earlier run.")
 _RUN = flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.")
+
+_NO_GRAPHS = flags.DEFINE_bool("no_graphs", False, NO_GRAPHS)
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.")
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
@@ -337,7 +370,7 @@ def main(_arguments: list[str]) -> None:
             raise UserError("--distributed needs --run, a folder that all processes share.")
         processes.start(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    train(config, pathlib.Path(_RUN.value or default))
+    train(config, pathlib.Path(_RUN.value or default), graphs=not _NO_GRAPHS.value)
 
 
 if __name__ == "__main__":

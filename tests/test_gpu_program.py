@@ -1,6 +1,13 @@
 """The account of a GPU program, on a text as XLA writes it."""
 
-from benchmarks.gpu_program import Account, read_program
+import collections
+import importlib.util
+import os
+import subprocess
+import sys
+
+from benchmarks.gpu_program import Account, read_program, read_thunks
+from proxynca_jax import steps
 
 PROGRAM = """HloModule jit_train_step
 
@@ -18,7 +25,7 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 
 
 def test_every_launch_is_counted_with_its_bytes():
-    account = Account(read_program(PROGRAM), peak_bytes=0, flops=0)
+    account = Account(read_program(PROGRAM), 0, collections.Counter(), peak_bytes=0, flops=0)
     assert [each.kind for each in account.instructions] == [
         "fusion",
         "all-reduce-start",
@@ -33,3 +40,34 @@ def test_every_launch_is_counted_with_its_bytes():
 
 def test_what_runs_during_a_collective_is_counted():
     assert [each.meanwhile for each in read_program(PROGRAM)] == [0, 2, 0, 0, 0]
+
+
+THUNKS = """000: kCommandBuffer [source | next=006 (1)]
+    001: kCustomKernel [source       | next=003 (2)] loop_convert_fusion grid: [9662, 1, 1]
+    002: kConvolution  [prev=001 (1) | sink] kConvolution
+006: kConvolution  [prev=000 (1) | sink] kConvolution
+007: kCustomKernel [prev=006 (1) | sink] loop_add_fusion
+"""
+
+
+def test_launches_outside_graphs_are_counted():
+    assert read_thunks(THUNKS) == (1, {"Convolution": 1, "CustomKernel": 1})
+
+
+def test_convolutions_are_asked_into_graphs_on_gpus_only():
+    assert "CONVOLUTION" in steps.compiler_options("gpu")["xla_gpu_enable_command_buffer"].split(",")
+    assert "xla_gpu_enable_command_buffer" not in steps.compiler_options("gpu", graphs=False)
+    assert steps.compiler_options("cpu") == {}
+
+
+def test_each_program_is_one_graph():
+    """Compiles where JAX's CUDA plugin is installed; elsewhere the command says what it needs."""
+    words = [sys.executable, "-m", "benchmarks.gpu_program", "--devices", "1", "--dtypes", "bfloat16"]
+    done = subprocess.run(
+        [*words, "--steps", "embed"], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        assert done.returncode == 1
+        assert 'pip install "jax[cuda13]"' in done.stderr
+    else:
+        assert "CUDA graphs 1, outside them 0" in done.stdout, done.stderr

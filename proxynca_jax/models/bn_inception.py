@@ -7,6 +7,7 @@ convolution has a bias and is followed by BatchNorm and ReLU. Images are NHWC.
 import functools
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -53,11 +54,19 @@ def is_valid_image_size(size: int) -> bool:
 class BNInception(nnx.Module):
     """The network up to its global average pool. Attributes are named as the keys of the PyTorch state dict."""
 
-    def __init__(self, *, batch_norm_momentum: float, rng: np.random.Generator):
+    def __init__(
+        self,
+        *,
+        batch_norm_momentum: float,
+        rng: np.random.Generator,
+        precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    ):
         """Args:
         batch_norm_momentum: share of the old running statistics kept at each training step, 0 to 1.
         rng: source of the initial weights (He normal; biases 0).
+        precision: of the convolutions and their gradients.
         """
+        self.precision = precision
 
         def add(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
             setattr(self, name, Conv(inputs, outputs, kernel, stride=stride, rng=rng))
@@ -133,7 +142,7 @@ class BNInception(nnx.Module):
         """The convolutions `names`, which differ in their output channels only, as one, without the biases."""
         layers = [getattr(self, name) for name in names]
         kernel = jnp.concatenate([layer.kernel[...] for layer in layers])
-        return convolve(x, kernel.astype(x.dtype), layers[0].stride)
+        return convolve(x, kernel.astype(x.dtype), layers[0].stride, self.precision)
 
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
         """BatchNorm and ReLU of what `_convolve` gave for `names`."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from proxynca_jax.models.bn_inception import FEATURES, BNInception
+from proxynca_jax.models.precision import PRECISIONS, activation_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.array(bias, jnp.float32))
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
-        return x @ self.kernel[...] + self.bias[...][None]
+        # In float32 everywhere, as PyTorch multiplies matrices on GPUs too.
+        return jnp.matmul(x, self.kernel[...], precision="highest") + self.bias[...][None]
 
 
 class Embedder(nnx.Module):
@@ -62,13 +64,14 @@ class Embedder(nnx.Module):
         """Args:
         embedding_dim: D, width of an embedding.
         batch_norm_momentum: share of the old running statistics kept at each training step, 0 to 1.
-        compute_dtype: of the backbone's maps, and of the kernels as its convolutions read them. Parameters, statistics,
+        compute_dtype: the arithmetic of the convolutions, one of `precision.PRECISIONS`. Parameters, statistics,
             features and embeddings are float32.
         rng: source of the initial weights; the embedding layer's are those of the reference.
         """
-        self.backbone = BNInception(batch_norm_momentum=batch_norm_momentum, rng=rng)
+        precision = PRECISIONS[compute_dtype]
+        self.backbone = BNInception(batch_norm_momentum=batch_norm_momentum, rng=rng, precision=precision)
         self.embedding_layer = Linear(FEATURES, embedding_dim, rng=rng)
-        self.compute_dtype = compute_dtype
+        self.activation_dtype = activation_dtype(compute_dtype)
 
     def fold(self) -> None:
         """As `BNInception.fold`."""
@@ -84,5 +87,5 @@ class Embedder(nnx.Module):
         Returns:
             Vectors of length 1.
         """
-        pixels = normalise(images).astype(self.compute_dtype)  # whole numbers below 256: exact in bfloat16 as well
+        pixels = normalise(images).astype(self.activation_dtype)  # whole numbers below 256: exact in bfloat16 as well
         return unit_vectors(self.embedding_layer(self.backbone(pixels, train=train)))

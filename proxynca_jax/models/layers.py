@@ -167,17 +167,28 @@ def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
 
 
 def convolve(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "outputs side side inputs"], stride: int
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "outputs side side inputs"],
+    stride: int,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "..."]:
-    """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
+    """Convolution with an odd square kernel, padded so that stride 1 keeps the size.
+
+    `precision` counts for the gradients too. A CPU computes float32 in float32 whatever it says.
+    """
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_convolve, stride=stride))
+    default = functools.partial(_convolve, stride=stride, precision=precision)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, order: str = "OHWI") -> Array:
+def _convolve(
+    x: Array, kernel: Array, stride: int, order: str = "OHWI", precision: jax.lax.Precision | None = None
+) -> Array:
     pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
-    numbers = ("NHWC", order, "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=numbers)
+    numbers, strides = ("NHWC", order, "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, (pads, pads), dimension_numbers=numbers, precision=precision
+    )
 
 
 _convolve_hwio = functools.partial(_convolve, order="HWIO")

@@ -1,0 +1,68 @@
+"""A run's programs, compiled before its clocks start: while images are listed, decoded or uploaded."""
+
+import jax
+import jax.numpy as jnp
+
+from proxynca_jax import steps
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.data.resident import ResidentImages
+from proxynca_jax.layout import Layout
+
+# JAX reports the seconds that it spends on these, whatever program they are for.
+COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+
+def compile_train_step(
+    train_step: steps.TrainStep,
+    state: steps.TrainState,
+    config: TrainConfig,
+    layout: Layout,
+    resident: ResidentImages | None = None,
+) -> steps.TrainStep:
+    """Compiles a training step for the batches of a run.
+
+    Args:
+        train_step: from `steps.make_train_step`.
+        state: one of the same shapes; its values do not matter.
+        config: sizes of batches and images.
+        layout: where batches go.
+        resident: the training images, if they are on the device.
+    """
+    rows, size = config.optim.batch_size, config.data.image_size
+    shapes = {"label": ((rows,), jnp.int32)}
+    if resident is None:
+        shapes["image"] = ((rows, size, size, 3), jnp.uint8)
+    else:
+        shapes |= {"row": ((rows,), jnp.int32), "box": ((rows, 4), jnp.int32), "mirror": ((rows,), jnp.bool)}
+    batch: steps.Tree = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batches) for name, (shape, dtype) in shapes.items()
+    }
+    if resident is not None:
+        batch["pixels"] = resident.pixels
+    lowered: jax.stages.Lowered = train_step.lower(state, batch)  # pyright: ignore[reportFunctionMemberAccess]
+    return lowered.compile()
+
+
+def compile_embed_step(
+    embed_step: steps.EmbedStep, state: steps.TrainState, config: TrainConfig, layout: Layout
+) -> steps.EmbedStep:
+    """Compiles both programs of an embedding step for the evaluation batches of a run. Arguments are as above."""
+    rows, size = layout.round_up(config.evaluation.batch_size), config.data.image_size
+    images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=layout.batches)
+    return embed_step.compile(state.params["network"], state.batch_stats, images, layout)
+
+
+class CompileClock:
+    """Counts the seconds that this process spends compiling, so that a record's seconds can leave them out."""
+
+    def __enter__(self) -> "CompileClock":
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._count)
+
+    def _count(self, event: str, seconds: float, **_: object) -> None:
+        if event in COMPILING:
+            self.seconds += seconds
