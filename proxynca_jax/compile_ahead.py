@@ -1,5 +1,7 @@
 """A run's programs, compiled before its clocks start: while images are listed, decoded or uploaded."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +31,7 @@ def compile_train_step(
         resident: the training images, if they are on the device.
     """
     rows, size = config.optim.batch_size, config.data.image_size
-    shapes = {"label": ((rows,), jnp.int32)}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((rows,), jnp.int32)}
     if resident is None:
         shapes["image"] = ((rows, size, size, 3), jnp.uint8)
     else:
@@ -63,6 +65,6 @@ class CompileClock:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._count)
 
-    def _count(self, event: str, seconds: float, **_: object) -> None:
+    def _count(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in COMPILING:
-            self.seconds += seconds
+            self.seconds += duration_secs

@@ -1,5 +1,7 @@
 """Network, loss, gradients and optimiser against the numbers that the reference itself computed."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from numpy.typing import ArrayLike
 from proxynca_jax import optim, steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.models.embedder import normalise
+from proxynca_jax.models.precision import computed_in, has_tensorfloat32
 
+pytestmark = pytest.mark.gpu
 CLASSES, BATCH = 98, 8
+# Relative distance of the embeddings and distance of the loss, at most, in the precisions below float32.
+LOWER = {"tensorfloat32": (5e-3, 2e-3), "bfloat16": (4e-2, 5e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +83,34 @@ def test_embedding_in_inference(start):
     graph, state = start
     ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
     check("embedding in inference", worst(ours, golden()["eval/embedding"]), 2e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in LOWER if computed_in(name) == name])
+def test_lower_precision_stays_near(start, name):
+    _, state = start
+    optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
+    graph, _ = steps.init_state(ModelConfig(compute_dtype=name), optimizer, classes=CLASSES, seed=0)
+    embedding, loss = LOWER[name]
+    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
+    check(f"embedding in {name}, relative", relative_rms(ours, golden()["eval/embedding"]), embedding)
+    train_step = steps.make_train_step(graph, LossConfig(), optimizer)
+    _, found = train_step(jax.tree.map(jax.numpy.copy, state), batch(1))
+    check(f"loss in {name}", worst(found, golden()["train/loss"]), loss)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, False),
+        ("gpu", "7.5", False),
+        ("gpu", "8.0", True),
+        ("gpu", "12.0", True),
+        ("gpu", "gfx942", False),
+    ],
+)
+def test_which_devices_have_tensorfloat32(platform, capability, expected):
+    given = {} if capability is None else {"compute_capability": capability}
+    assert has_tensorfloat32(types.SimpleNamespace(platform=platform, **given)) is expected
 
 
 def test_training_pass(start):

@@ -1,6 +1,7 @@
 """The training program on small trees: what it writes, that it learns, stops, continues and refuses."""
 
 import collections
+import contextlib
 import functools
 import json
 import pathlib
@@ -17,6 +18,7 @@ from convert import __main__ as command
 from convert.torch_network import from_state_dict
 from proxynca_jax import metric_log, steps, train, weights
 from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import pipeline
 from proxynca_jax.data.datasets import load_splits
@@ -285,6 +287,24 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     assert train_step._cache_size() == embed_step.fold._cache_size() == embed_step.embed._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_nothing_compiles_while_a_clock_of_training_runs(root, tmp_path, monkeypatch, placement):
+    compiled_in_epochs = []
+
+    @contextlib.contextmanager
+    def watched(*arguments):
+        with CompileClock() as clock, open_epoch(*arguments) as opened:
+            yield opened
+        compiled_in_epochs.append(clock.seconds)
+
+    open_epoch = train._open_epoch
+    monkeypatch.setattr(train, "_open_epoch", watched)
+    train_whole(small(root, placement), tmp_path / "run")
+    assert compiled_in_epochs == [0, 0]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.index("compiled in") < log.index("epoch -1")
 
 
 @pytest.mark.usefixtures("tiny")

@@ -10,6 +10,7 @@ Sums inside a product and all else (parameters, statistics, embedding layer, los
 """
 
 import re
+from typing import Any
 
 import jax
 from jax.lax import Precision
@@ -24,8 +25,8 @@ def activation_dtype(compute_dtype: str) -> str:
     return "bfloat16" if compute_dtype == "bfloat16" else "float32"
 
 
-def has_tensorfloat32(device: jax.Device) -> bool:
-    """Whether a device computes in TF32."""
+def has_tensorfloat32(device: Any) -> bool:
+    """Whether a device, one of `jax.devices()`, computes in TF32."""
     capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
     return capability is not None and int(capability[0]) >= TF32_SINCE
 
