@@ -1,38 +1,53 @@
-"""Times our training and embedding steps beside PyTorch's, on whatever device both find.
+"""Times our training and embedding steps and PyTorch's, on whatever device both find.
 
     python -m benchmarks.torch_step [--steps train embed] [--variants ours eager ...] [--batch_size 32] [--repeats 5]
 
-`eager` is the reference's own way, NCHW and one operation after the other; `channels_last` keeps NHWC as we do,
-`compile` adds torch.compile to it, and `amp`, on a GPU only, bfloat16 by autocast. All train with ProxyNCA and Adam on
-100 classes, from the same bytes, which lie on the device; the input pipeline has no part in it.
+    ours                   float32
+    ours_tensorfloat32     products in TF32; GPUs only
+    ours_bfloat16          activations and products in bfloat16
+    eager                  the reference's own way, NCHW and one operation after the other
+    channels_last          eager with NHWC, as ours
+    compile                channels_last with torch.compile and fused Adam
+    compile_graphs         compile with mode="reduce-overhead": PyTorch's own CUDA graphs; GPUs only
+    amp                    channels_last with bfloat16 by autocast; GPUs only
+    compile_amp            both compile and amp
+    compile_graphs_amp     both compile_graphs and amp
 
-Each variant lives in a process of its own. When all have compiled and warmed up they take turns, each turn about a
-second or one step, whatever is longer, while the others sleep; the table, in the form of `proxynca_jax.bench`, holds
-medians over the turns. The last line is the same as JSON.
+PyTorch's float32 rows use its defaults. On GPUs with TF32 these compute float32 convolutions in TF32, and float32
+matrix products in full precision. All rows train with ProxyNCA and Adam on 100 classes, from the same bytes, which are
+on the device; the input pipeline has no part in it. Losses and Adam run outside PyTorch's compiled network.
+
+Each variant has a process of its own. They start one after the other. When all have warmed up they take turns, each
+turn about a second or one step, whichever is longer, while the others sleep. The table has the form of
+`proxynca_jax.bench` and contains medians over the turns. A variant that fails, or exceeds --timeout_seconds, is a row
+with the reason. Tracebacks go to standard error. The last line is the same as JSON, where a failed row has an "error".
+The exit status is 1 if every row failed.
+
+On a GPU ten more steps run under the library's profiler. "busy ms" is the time of a step in which the GPU computes or
+copies, "kernels" counts what it ran, and "launches" counts the host's calls that started it; a CUDA graph is one
+launch. Before it embeds, our program folds BatchNorm into the weights, so these columns contain a tenth of that.
 """
 
 import argparse
 import functools
 import importlib
 import importlib.metadata
-import itertools
 import json
-import multiprocessing
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+import traceback
 
 import numpy as np
 
+from benchmarks.device_busy import Program, profile_jax, profile_torch
+from benchmarks.workers import Timing, Variant, measure_in_turns
 from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
+from proxynca_jax.errors import UserError
 from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.measurement import (
     STEPS,
+    Failure,
     Measurement,
     describe_device,
     in_own_process,
@@ -43,8 +58,7 @@ from proxynca_jax.measurement import (
 from proxynca_jax.model_flops import peak_flops
 
 CLASSES = 100  # CUB's
-TURN_SECONDS = 1.0
-Program = Callable[[int], None]  # runs so many steps and waits for their end
+CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile
 
 
 def make_batch(batch_size: int, image_size: int = 227) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +73,8 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
     from proxynca_jax import steps
     from proxynca_jax.optim import make_optimizer
 
+    if dtype == "tensorfloat32" and jax.default_backend() == "cpu":
+        raise UserError("TF32 is for GPUs, and JAX finds none")
     config = TrainConfig(model=ModelConfig(compute_dtype=dtype))
     optimizer = make_optimizer(config.optim, steps_per_epoch=100)
     graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
@@ -81,8 +97,20 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
 
 
 def torch(
-    step: str, batch_size: int, *, channels_last: bool = True, compiled: bool = False, amp: bool = False
+    step: str, batch_size: int, *, channels_last: bool = True, mode: str | None = None, amp: bool = False
 ) -> Program:
+    """PyTorch's program for a step.
+
+    Args:
+        step: one of STEPS.
+        batch_size: images.
+        channels_last: NHWC, not NCHW.
+        mode: of torch.compile; None does not compile.
+        amp: bfloat16 by autocast.
+
+    Raises:
+        UserError: `amp` or CUDA graphs without a GPU.
+    """
     import torch
 
     from benchmarks.torch_training import make_adam, proxy_nca
@@ -90,23 +118,26 @@ def torch(
 
     config = TrainConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if amp and device.type == "cpu":
-        sys.exit("amp is for GPUs, and PyTorch finds none")
+    if device.type == "cpu" and (amp or mode == CUDA_GRAPHS):
+        raise UserError(f"{'amp is' if amp else 'CUDA graphs are'} for GPUs, and PyTorch finds none")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network = TorchBNInception({"embedding_layer": config.model.embedding_dim}).to(device, memory_format=memory_format)
     network.train(step == "train")
-    forward = torch.compile(network) if compiled else network
+    forward = torch.compile(network, mode=mode) if mode else network
     images, labels = (torch.tensor(array, device=device) for array in make_batch(batch_size))
     # The network takes NHWC and sees NCHW: how the bytes lie in memory decides in which layout it computes.
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).permute(0, 2, 3, 1)
     proxies = torch.nn.Parameter(torch.randn(CLASSES, config.model.embedding_dim, device=device) / 8)
-    adam = make_adam(network, proxies, config.optim)
+    adam = make_adam(network, proxies, config.optim, fused=True if mode else None)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=amp)
+    # Lets CUDA graphs use the memory of the previous step's results again, gradients included.
+    begin_step = torch.compiler.cudagraph_mark_step_begin if mode == CUDA_GRAPHS else lambda: None
 
     def train(count: int) -> None:
         for _ in range(count):
             adam.zero_grad()
+            begin_step()
             with autocast():
                 embeddings = forward(images)
             proxy_nca(embeddings.float(), proxies, labels, config.loss).backward()
@@ -116,6 +147,7 @@ def torch(
     def embed(count: int) -> None:
         with torch.no_grad(), autocast():
             for _ in range(count):
+                begin_step()
                 forward(images)
         wait()
 
@@ -129,95 +161,50 @@ def torch_peak_mb() -> float:
     return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else process_peak_mb()
 
 
-class Variant(NamedTuple):
-    """A way to compute the two steps."""
-
-    make: Callable[[str, int], Program]  # of a step and a batch size
-    load: Callable[[], Any]  # brings all that it needs into the process
-    peak_mb: Callable[[], float]
-    dtype: str  # of its products
-
-
 def load_jax() -> None:
     keep_freed_memory()  # as the commands do
     importlib.import_module("proxynca_jax.steps")
 
 
 def in_jax(dtype: str) -> Variant:
-    return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, dtype)
+    """Our program, with a name of `model.compute_dtype`."""
+    return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, profile_jax, dtype)
 
 
-def in_torch(dtype: str = "float32", **options: bool) -> Variant:
+def in_torch(dtype: str = "float32", **options: bool | str) -> Variant:
+    """PyTorch's program, with keyword arguments of `torch`."""
     load = functools.partial(importlib.import_module, "convert.torch_network")
-    return Variant(functools.partial(torch, **options), load, torch_peak_mb, dtype)
+    return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype)
 
 
 REFERENCE = "eager"
 VARIANTS = {
     "ours": in_jax("float32"),
+    "ours_tensorfloat32": in_jax("tensorfloat32"),
     "ours_bfloat16": in_jax("bfloat16"),
     REFERENCE: in_torch(channels_last=False),
     "channels_last": in_torch(),
-    "compile": in_torch(compiled=True),
-    "amp": in_torch("bfloat16", compiled=True, amp=True),
+    "compile": in_torch(mode="default"),
+    "compile_graphs": in_torch(mode=CUDA_GRAPHS),
+    "amp": in_torch("bfloat16", amp=True),
+    "compile_amp": in_torch("bfloat16", mode="default", amp=True),
+    "compile_graphs_amp": in_torch("bfloat16", mode=CUDA_GRAPHS, amp=True),
 }
 
 
-def serve(connection: Connection, name: str, step: str, batch_size: int) -> None:
-    """Builds and warms up a variant, then answers each count of steps with the seconds they took, and 0 with memory."""
-    variant = VARIANTS[name]
-    variant.load()
-    before_mb = variant.peak_mb()
-    program = variant.make(step, batch_size)
-    start = time.perf_counter()
-    program(1)
-    connection.send(time.perf_counter() - start)
-    for count in iter(connection.recv, 0):
-        start = time.perf_counter()
-        program(count)
-        connection.send(time.perf_counter() - start)
-    connection.send(variant.peak_mb() - before_mb)
+@functools.cache
+def peak(dtype: str) -> float | None:
+    """FLOP/s that the device can reach. None, with the reason on standard error, if they cannot be found."""
+    try:
+        return in_own_process(peak_flops, dtype)[0]
+    except Exception:  # only the column of utilisation depends on it
+        traceback.print_exc()
+        return None
 
 
-class Worker:
-    """A variant in a process of its own, which sleeps between its turns."""
-
-    def __init__(self, name: str, step: str, batch_size: int):
-        self._name, self._step, self._batch_size = name, step, batch_size
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, name, step, batch_size), daemon=True)
-        self._process.start()
-        other.close()
-        try:
-            self._first_seconds = self._connection.recv()
-        except EOFError:
-            sys.exit(f"{name} failed; the reason is above")
-        self._count = max(1, round(TURN_SECONDS / self._ask(1)))
-        self._seconds: list[float] = []
-
-    def _ask(self, count: int) -> float:
-        self._connection.send(count)
-        return self._connection.recv()
-
-    def take_turn(self) -> None:
-        self._seconds.append(self._ask(self._count) / self._count)
-
-    def end(self, peak_flops: float) -> Measurement:
-        peak_mb = self._ask(0)
-        self._process.join()
-        return Measurement(
-            step=self._step,
-            variant=self._name,
-            batch_size=self._batch_size,
-            step_seconds=statistics.median(self._seconds),
-            first_step_seconds=self._first_seconds,
-            peak_mb=peak_mb,
-            peak_flops=peak_flops,
-        )
-
-
-def compare(names: list[str], step: str, batch_size: int, repeats: int, peaks: dict[str, float]) -> list[Measurement]:
+def compare(
+    names: list[str], step: str, batch_size: int, repeats: int, timeout_seconds: float
+) -> list[Measurement | Failure]:
     """Measures the variants of a step in turns.
 
     Args:
@@ -225,12 +212,32 @@ def compare(names: list[str], step: str, batch_size: int, repeats: int, peaks: d
         step: one of STEPS.
         batch_size: images.
         repeats: turns of each.
-        peaks: FLOP/s that the device can reach, by dtype.
+        timeout_seconds: as `measure_in_turns` takes it.
+
+    Returns:
+        A row for each name.
     """
-    workers = [Worker(name, step, batch_size) for name in names]
-    for _, worker in itertools.product(range(repeats), workers):
-        worker.take_turn()
-    return [worker.end(peaks[VARIANTS[name].dtype]) for name, worker in zip(names, workers, strict=True)]
+    chosen = {name: VARIANTS[name] for name in names}
+    rows: list[Measurement | Failure] = []
+    for name, found in measure_in_turns(chosen, step, batch_size, repeats, timeout_seconds).items():
+        if not isinstance(found, Timing):
+            rows.append(Failure(step, name, batch_size, str(found)))
+            continue
+        activity = found.activity
+        row = Measurement(
+            step=step,
+            variant=name,
+            batch_size=batch_size,
+            step_seconds=found.step_seconds,
+            first_step_seconds=found.first_step_seconds,
+            peak_mb=found.peak_mb,
+            peak_flops=peak(chosen[name].dtype),
+            device_busy_seconds=activity and activity.busy_seconds,
+            kernels=activity and activity.kernels,
+            launches=activity and activity.launches,
+        )
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -241,19 +248,27 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=integer(COUNT), default=5, help="turns of each variant (default: %(default)s)"
     )
+    parser.add_argument(
+        "--timeout_seconds",
+        type=integer(COUNT),
+        default=300,
+        help="a variant fails if its start and first step, or a turn, take longer (default: %(default)s)",
+    )
     options = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the variants share a GPU's memory
     _, device = in_own_process(describe_device)
-    dtypes = {VARIANTS[name].dtype for name in options.variants}
-    peaks = {dtype: in_own_process(peak_flops, dtype)[0] for dtype in dtypes}
     device = f"{device}, torch {importlib.metadata.version('torch')}"
     print(device, flush=True)
-    rows = []
+    rows: list[Measurement | Failure] = []
     for step in options.steps:
-        found = compare(options.variants, step, options.batch_size, options.repeats, peaks)
-        print_table(found, next((row for row in found if row.variant == REFERENCE), found[0]))
+        found = compare(options.variants, step, options.batch_size, options.repeats, options.timeout_seconds)
+        measured = {row.variant: row for row in found if isinstance(row, Measurement)}
+        print_table(found, measured.get(REFERENCE) or next(iter(measured.values()), None))
+        sys.stdout.flush()  # what is measured is seen even if the next step ends this process
         rows += found
     print(json.dumps({"device": device, "rows": [row.record() for row in rows]}))
+    if all(isinstance(row, Failure) for row in rows):
+        sys.exit("no variant could be measured; the reasons are above")
 
 
 if __name__ == "__main__":

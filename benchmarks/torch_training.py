@@ -18,10 +18,19 @@ def proxy_nca(
     return functional.cross_entropy(-torch.cdist(x, p).square(), target)
 
 
-def make_adam(network: torch.nn.Module, proxies: torch.Tensor, config: OptimConfig) -> torch.optim.Adam:
-    """Adam with a learning rate for the network and one for the proxies."""
+def make_adam(
+    network: torch.nn.Module, proxies: torch.Tensor, config: OptimConfig, *, fused: bool | None = None
+) -> torch.optim.Adam:
+    """Adam with a learning rate for the network and one for the proxies.
+
+    Args:
+        network: its parameters are float32 on the proxies' device.
+        proxies: of shape (C, D).
+        config: rates, betas and epsilon.
+        fused: True updates many parameters in one kernel. None lets PyTorch choose; it then takes several kernels.
+    """
     groups = [
         {"params": network.parameters(), "lr": config.learning_rate},
         {"params": [proxies], "lr": config.proxy_learning_rate},
     ]
-    return torch.optim.Adam(groups, betas=(config.beta1, config.beta2), eps=config.epsilon)
+    return torch.optim.Adam(groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=fused)

@@ -27,14 +27,20 @@ class Measurement:
     step_seconds: float
     first_step_seconds: float
     peak_mb: float
-    peak_flops: float  # FLOP/s
+    peak_flops: float | None  # FLOP/s; None: unknown
     data_wait_share: float | None = None  # None: the images lie on the device
+    # Per step, on average. None: there is no GPU, or nothing profiled it.
+    device_busy_seconds: float | None = None
+    kernels: float | None = None  # copies and memsets included
+    launches: float | None = None  # by the host; a CUDA graph is one
 
     def images_per_second(self) -> float:
         return self.batch_size / self.step_seconds
 
-    def utilisation(self) -> float:
-        """Model FLOP over what the device could have done in the time, 0 to 1."""
+    def utilisation(self) -> float | None:
+        """Model FLOP over what the device could have done in the time, 0 to 1. None if its peak is unknown."""
+        if self.peak_flops is None:
+            return None
         passes = TRAINING if self.step == "train" else 1
         flops = passes * forward_flops(BN_INCEPTION.image_size, ModelConfig().embedding_dim)
         return flops * self.images_per_second() / self.peak_flops
@@ -45,15 +51,64 @@ class Measurement:
         return dataclasses.asdict(self) | derived
 
 
-def print_table(rows: Sequence[Measurement], baseline: Measurement) -> None:
-    """Prints rows of one step, with each one's speed as a multiple of the baseline's."""
-    columns = f"{'images/s':>9} {'ratio':>6} {'step ms':>9} {'data wait':>9} {'first s':>8} {'peak MB':>8} {'MFU':>6}"
-    print(f"{baseline.step + f', batch {baseline.batch_size}':24} {columns}")
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A row of the table that could not be measured."""
+
+    step: str  # one of STEPS
+    variant: str
+    batch_size: int
+    error: str  # one line
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+COLUMNS = {  # title: width, and format of a value
+    "images/s": (9, ".1f"),
+    "ratio": (6, ".2f"),
+    "step ms": (9, ".1f"),
+    "busy ms": (8, ".1f"),
+    "kernels": (7, ".0f"),
+    "launches": (8, ".0f"),
+    "data wait": (9, ".1%"),
+    "first s": (8, ".1f"),
+    "peak MB": (8, ",.0f"),
+    "MFU": (6, ".1%"),
+}
+
+
+def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | None) -> None:
+    """Prints rows of one step, with each one's speed as a multiple of the baseline's.
+
+    Args:
+        rows: at least one. A value that is None leaves its column empty.
+        baseline: None leaves the ratio empty, as it must be if all rows are failures.
+    """
+    titles = (f"{title:>{width}}" for title, (width, _) in COLUMNS.items())
+    print(f"{rows[0].step + f', batch {rows[0].batch_size}':24}", *titles)
     for row in rows:
-        wait = "" if row.data_wait_share is None else f"{row.data_wait_share:.1%}"
-        speed, ratio = row.images_per_second(), row.images_per_second() / baseline.images_per_second()
-        times = f"{1000 * row.step_seconds:9.1f} {wait:>9} {row.first_step_seconds:8.1f}"
-        print(f"  {row.variant:22} {speed:9.1f} {ratio:6.2f} {times} {row.peak_mb:8,.0f} {row.utilisation():6.1%}")
+        if isinstance(row, Failure):
+            print(f"  {row.variant:22} failed: {row.error}")
+            continue
+        values = (
+            row.images_per_second(),
+            baseline and row.images_per_second() / baseline.images_per_second(),
+            1000 * row.step_seconds,
+            row.device_busy_seconds and 1000 * row.device_busy_seconds,
+            row.kernels,
+            row.launches,
+            row.data_wait_share,
+            row.first_step_seconds,
+            row.peak_mb,
+            row.utilisation(),
+        )
+        cells = (
+            " " * width if value is None else f"{value:{width}{form}}"
+            for value, (width, form) in zip(values, COLUMNS.values(), strict=True)
+        )
+        print(f"  {row.variant:22}", *cells)
 
 
 def describe_device() -> tuple[str, str]:

@@ -1,0 +1,196 @@
+"""Worker processes that time variants of a program in turns. A variant that fails does not stop the others.
+
+Each variant has a process of its own. When all have warmed up they take turns, each turn about a second or one step,
+whichever is longer, while the others sleep.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import signal
+import statistics
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from benchmarks.device_busy import Activity, Program
+from proxynca_jax.errors import UserError
+
+TURN_SECONDS = 1.0
+WARM_UP_STEPS = 2  # after the first; torch.compile records its CUDA graphs in the second
+PROFILED_STEPS = 10
+EXIT_SECONDS = 10.0  # for a process to end that has closed its connection
+REASON_CHARACTERS = 160  # of a failure, in a table
+
+
+class Variant(NamedTuple):
+    """A way to compute a step. All fields are sent to a new process, so functions must be importable there."""
+
+    make: Callable[[str, int], Program]  # from the name of a step and a batch size
+    load: Callable[[], Any]  # imports all that it needs
+    peak_mb: Callable[[], float]
+    profile: Callable[[Program, int], Activity | None]  # of so many steps
+    dtype: str  # of its products
+
+
+class Timing(NamedTuple):
+    """What was measured of a variant."""
+
+    step_seconds: float  # median over the turns
+    first_step_seconds: float  # compilation included
+    peak_mb: float  # above what the loaded libraries take
+    activity: Activity | None  # None: no GPU, or no profile
+
+
+class VariantError(Exception):
+    """Why a variant cannot be measured, in one line."""
+
+
+def describe(error: Exception) -> str:
+    """One line about an error: its type, unless the user can mend it, and the beginning of its message."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return textwrap.shorten(text, REASON_CHARACTERS, placeholder=" ...")
+
+
+def seconds(program: Program, steps: int) -> float:
+    start = time.perf_counter()
+    program(steps)
+    return time.perf_counter() - start
+
+
+def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
+    """Runs a variant in this process.
+
+    Sends the seconds of the first step, and then an answer to each request, until the process is killed. A request is
+    the name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes
+    to standard error, unless the error is a `UserError`.
+    """
+    try:
+        variant.load()
+        before_mb = variant.peak_mb()
+        program = variant.make(step, batch_size)
+        connection.send(seconds(program, 1))
+        program(WARM_UP_STEPS)
+        answers: dict[str, Callable[..., Any]] = {
+            "turn": lambda steps: seconds(program, steps),
+            "memory": lambda: variant.peak_mb() - before_mb,
+            "activity": lambda: variant.profile(program, PROFILED_STEPS),
+        }
+        while True:
+            name, *arguments = connection.recv()
+            connection.send(answers[name](*arguments))
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        connection.send(VariantError(describe(error)))
+
+
+class Worker:
+    """A variant in a process of its own, which sleeps between its turns.
+
+    `start`, `take_turn` and `end` raise a `VariantError` if the variant fails or takes too long.
+    """
+
+    def __init__(self, variant: Variant, step: str, batch_size: int, timeout_seconds: float):
+        """Starts nothing yet.
+
+        Args:
+            variant: what to run.
+            step: a name that `variant.make` takes.
+            batch_size: images.
+            timeout_seconds: for the start and the first step together, and for each answer after it.
+        """
+        self._timeout_seconds = timeout_seconds
+        context = multiprocessing.get_context("spawn")
+        self._connection, self._other = context.Pipe()
+        arguments = (self._other, variant, step, batch_size)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._first_step_seconds = 0.0
+        self._steps_per_turn = 1
+        self._turns: list[float] = []  # seconds of a step
+
+    def start(self) -> None:
+        """Starts the process, waits for its first step and finds how many steps make a turn."""
+        self._process.start()
+        self._other.close()
+        self._first_step_seconds = self._answer("first step")
+        self._steps_per_turn = max(1, round(TURN_SECONDS / self._ask("turn", 1)))
+
+    def take_turn(self) -> None:
+        self._turns.append(self._ask("turn", self._steps_per_turn) / self._steps_per_turn)
+
+    def end(self) -> Timing:
+        """Reads memory and profile, and ends the process, so that its memory is free for the others."""
+        peak_mb = self._ask("memory")
+        try:
+            activity = self._ask("activity")
+        except VariantError:  # a profiler that ends or blocks the process must not cost the times
+            activity = None
+        self.kill()
+        return Timing(statistics.median(self._turns), self._first_step_seconds, peak_mb, activity)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def _ask(self, name: str, *arguments: int) -> Any:
+        with contextlib.suppress(OSError):  # the process is gone; `_answer` finds out how it ended
+            self._connection.send((name, *arguments))
+        return self._answer(name)
+
+    def _answer(self, name: str) -> Any:
+        if not self._connection.poll(self._timeout_seconds):
+            raise VariantError(f"no {name} within {self._timeout_seconds:g} seconds")
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(EXIT_SECONDS)
+            raise VariantError(f"the process {ending(self._process.exitcode)}") from None
+        if isinstance(answer, VariantError):
+            raise answer
+        return answer
+
+
+def ending(exit_code: int | None) -> str:
+    """How a process ended, in words.
+
+    Args:
+        exit_code: as `multiprocessing` has it: a signal's number is negative, and a process that still runs has None.
+    """
+    if exit_code is None:
+        return "stopped answering"
+    return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with status {exit_code}"
+
+
+def measure_in_turns(
+    variants: Mapping[str, Variant], step: str, batch_size: int, repeats: int, timeout_seconds: float
+) -> dict[str, Timing | VariantError]:
+    """Measures the variants of a step. They start one after the other and then take turns.
+
+    Args:
+        variants: by name.
+        step: a name that `Variant.make` takes.
+        batch_size: images.
+        repeats: turns of each.
+        timeout_seconds: a variant fails if it takes longer for its start and first step, or for a turn.
+
+    Returns:
+        For each variant what was measured, or why it failed.
+    """
+    workers = {name: Worker(variant, step, batch_size, timeout_seconds) for name, variant in variants.items()}
+    stages: list[Callable[[Worker], Timing | None]] = [Worker.start, *repeats * [Worker.take_turn], Worker.end]
+    results: dict[str, Timing | VariantError] = {}
+    for stage, (name, worker) in itertools.product(stages, workers.items()):
+        if name in results:
+            continue
+        try:
+            if timing := stage(worker):
+                results[name] = timing
+        except VariantError as error:
+            worker.kill()
+            results[name] = error
+    return {name: results[name] for name in variants}

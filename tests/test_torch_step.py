@@ -1,0 +1,279 @@
+"""The benchmark against PyTorch: rows that fail, and profiles that are read."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_variants
+import jax
+import pytest
+import torch
+from jax.profiler import ProfileData
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+
+from benchmarks import device_busy, torch_step, workers
+from benchmarks.device_busy import Activity, merge, profile_jax, profile_torch, read_jax_profile, read_torch_profile
+from benchmarks.torch_training import make_adam
+from benchmarks.workers import Timing, VariantError, measure_in_turns
+from proxynca_jax.config import OptimConfig
+from proxynca_jax.errors import UserError
+from proxynca_jax.measurement import Failure, Measurement, print_table
+
+TURNS = fake_variants.BEFORE_TURNS
+on_cpu = pytest.mark.skipif(
+    torch.cuda.is_available() or jax.default_backend() != "cpu", reason="this machine has a GPU"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_step_a_turn(monkeypatch):
+    monkeypatch.setattr(workers, "TURN_SECONDS", 0.0)
+
+
+@pytest.fixture
+def _no_device(monkeypatch):
+    monkeypatch.setattr(torch_step, "in_own_process", lambda *_: ("cpu", "a device"))
+    monkeypatch.setattr(torch_step, "peak", lambda _: 1e12)
+
+
+def run_main(monkeypatch, variants, *options):
+    monkeypatch.setattr(torch_step, "VARIANTS", variants)
+    monkeypatch.setattr(sys, "argv", ["torch_step", "--steps", "train", "--variants", *variants, *options])
+    torch_step.main()
+
+
+@pytest.mark.usefixtures("_no_device")
+def test_variants_that_fail_are_rows_and_the_others_stay(monkeypatch, capfd):
+    variants = {
+        "at once": fake_variants.variant("raises"),
+        "sound": fake_variants.variant(),
+        "killed": fake_variants.variant("is killed"),
+        "in turn 2": fake_variants.variant("raises", TURNS + 1),
+        "dies in turn 1": fake_variants.variant("exits", TURNS),
+        "sound too": fake_variants.variant(),
+    }
+    run_main(monkeypatch, variants, "--repeats", "2")
+    out, err = capfd.readouterr()
+    errors = {
+        "at once": "ZeroDivisionError: division by zero",
+        "killed": "the process was killed by SIGKILL",
+        "in turn 2": "ZeroDivisionError: division by zero",
+        "dies in turn 1": "the process ended with status 3",
+    }
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["variant"] for row in rows] == list(variants)
+    assert {row["variant"]: row["error"] for row in rows if "error" in row} == errors
+    for name, error in errors.items():
+        assert f"  {name:22} failed: {error}\n" in out
+    sound = {row["variant"]: row for row in rows if "error" not in row}
+    assert list(sound) == ["sound", "sound too"]
+    assert sound["sound"]["images_per_second"] > 0
+    assert (sound["sound"]["kernels"], sound["sound"]["launches"]) == (7, 3)
+    assert "Traceback" not in out
+    assert err.count("Traceback") == 2
+
+
+@pytest.mark.usefixtures("_no_device")
+def test_if_every_variant_fails_the_exit_status_says_so(monkeypatch, capfd):
+    with pytest.raises(SystemExit, match="no variant could be measured"):
+        run_main(monkeypatch, {"only": fake_variants.variant("exits")})
+    (row,) = json.loads(capfd.readouterr().out.splitlines()[-1])["rows"]
+    assert row == {
+        "step": "train",
+        "variant": "only",
+        "batch_size": 32,
+        "error": "the process ended with status 3",
+    }
+
+
+def test_a_variant_that_takes_too_long_is_stopped():
+    variants = {
+        "never starts": fake_variants.variant("hangs"),
+        "hangs in a turn": fake_variants.variant("hangs", TURNS),
+        "sound": fake_variants.variant(),
+    }
+    found = measure_in_turns(variants, "train", 2, repeats=1, timeout_seconds=3)
+    assert str(found["never starts"]) == "no first step within 3 seconds"
+    assert str(found["hangs in a turn"]) == "no turn within 3 seconds"
+    assert isinstance(found["sound"], Timing)
+
+
+def test_a_profiler_that_ends_the_process_leaves_the_times():
+    found = measure_in_turns({"one": fake_variants.variant(profile_fault="exits")}, "train", 2, 1, 60)["one"]
+    assert isinstance(found, Timing)
+    assert found.step_seconds > 0
+    assert found.activity is None
+
+
+def test_a_process_that_dies_between_turns_is_an_error():
+    others = set(multiprocessing.active_children())
+    worker = workers.Worker(fake_variants.variant(), "train", 2, timeout_seconds=60)
+    worker.start()
+    (process,) = set(multiprocessing.active_children()) - others
+    process.kill()
+    process.join()
+    with pytest.raises(VariantError, match="killed by SIGKILL"):
+        worker.take_turn()
+    worker.kill()
+
+
+def test_a_reason_is_one_short_line():
+    assert workers.describe(UserError("needs\n  a GPU")) == "needs a GPU"
+    reason = workers.describe(RuntimeError("out of memory\n" + "here and there " * 100))
+    assert reason.startswith("RuntimeError: out of memory here")
+    assert len(reason) <= workers.REASON_CHARACTERS
+    assert str(VariantError(reason)) == reason
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["ours_tensorfloat32", "compile_graphs", "amp", "compile_amp", "compile_graphs_amp"])
+def test_a_cpu_refuses_what_is_for_gpus(name):
+    with pytest.raises(UserError, match="for GPUs"):
+        torch_step.VARIANTS[name].make("train", 2)
+
+
+def test_fused_adam_updates_as_adam_does():
+    weights = []
+    for fused in (None, True):
+        torch.manual_seed(0)
+        network, proxies = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(4, 2))
+        adam = make_adam(network, proxies, OptimConfig(), fused=fused)
+        (network(torch.ones(1, 3)) * proxies).sum().backward()
+        adam.step()
+        assert adam.defaults["fused"] is fused
+        weights.append([network.weight.detach(), proxies.detach()])
+    torch.testing.assert_close(*weights)
+
+
+ROW = Measurement("train", "mine", 32, step_seconds=0.5, first_step_seconds=20.0, peak_mb=100.0, peak_flops=1e12)
+
+
+def test_columns_without_a_value_are_empty(capsys):
+    busy = dataclasses.replace(ROW, device_busy_seconds=0.25, kernels=641.0, launches=12.4)
+    unknown = dataclasses.replace(ROW, peak_flops=None)
+    print_table([busy, ROW, unknown], ROW)
+    titles, *lines = capsys.readouterr().out.splitlines()
+    assert titles.split()[3:8] == ["images/s", "ratio", "step", "ms", "busy"]
+    assert lines[0].split()[1:7] == ["64.0", "1.00", "500.0", "250.0", "641", "12"]
+    assert lines[1].split() == ["mine", "64.0", "1.00", "500.0", "20.0", "100", "78.7%"]
+    assert lines[2].split() == lines[1].split()[:-1]
+    assert {len(line) for line in lines} == {len(titles)}
+
+
+def test_without_a_baseline_there_is_no_ratio(capsys):
+    print_table([ROW], None)
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["mine", "64.0", "500.0"]
+
+
+def test_a_table_of_failures_alone_is_printed(capsys):
+    print_table([Failure("train", "mine", 32, "why")], None)
+    title, line = capsys.readouterr().out.splitlines()
+    assert title.startswith("train, batch 32")
+    assert line.split() == ["mine", "failed:", "why"]
+
+
+def test_intervals_that_overlap_are_merged():
+    assert merge([(5, 6), (0, 2), (1, 3), (1.5, 2), (3, 4)]) == [(0, 3), (3, 4), (5, 6)]
+
+
+def line(name, *events):
+    """A line of a profile, from the name, start and duration in nanoseconds of each event."""
+    written = (f"events {{ metadata_id: {key} offset_ps: {s * 1000} duration_ps: {d * 1000} }}" for key, s, d in events)
+    return f'lines {{ name: "{name}" {" ".join(written)} }}'
+
+
+def plane(name, names, *lines):
+    metadata = (
+        f'event_metadata {{ key: {key} value {{ id: {key} name: "{name}" }} }}' for key, name in enumerate(names)
+    )
+    return f'planes {{ name: "{name}" {" ".join([*lines, *metadata])} }}'
+
+
+KERNELS = [(0, 0, 400), (0, 400, 100), (1, 600, 100)]
+GPU = plane(
+    "/device:GPU:0",
+    ["fusion", "MemcpyD2D"],
+    line("Stream #13(Compute)", *KERNELS),
+    line("Stream #14(Memcpy)", (1, 300, 200)),  # at the same time as both fusions
+    line("XLA Ops", (0, 0, 900)),
+)
+HOST = plane(
+    "/host:CPU",
+    ["cuLaunchKernelEx", "cuGraphLaunch", "cudaGraphLaunch", "cuMemcpyAsync", "cuLaunchHostFunc"],
+    line("one thread", (0, 0, 10), (2, 20, 10), (1, 22, 5), (3, 40, 10), (4, 60, 10)),  # the second calls the third
+    line("another thread", (0, 5, 10)),
+)
+
+
+def test_a_profile_of_jax():
+    other = plane("/device:GPU:1", ["fusion"], line("Stream #1", (0, 0, 1000)))
+    profile = ProfileData.from_text_proto(GPU + other + HOST)
+    assert read_jax_profile(profile, steps=2) == Activity(pytest.approx(300e-9), kernels=2, launches=1.5)
+    assert read_jax_profile(ProfileData.from_text_proto(HOST), steps=2) is None
+
+
+def torch_event(name, start, end, *, device=DeviceType.CUDA, index=0, thread=1, annotation=False):
+    options = {"device_type": device, "device_index": index, "is_user_annotation": annotation}
+    return FunctionEvent(id=0, name=name, thread=thread, start_us=start, end_us=end, **options)
+
+
+def test_a_profile_of_pytorch():
+    launches = [
+        torch_event("cudaLaunchKernelExC", 0, 2, device=DeviceType.CPU),
+        torch_event("cuLaunchKernelEx", 1, 2, device=DeviceType.CPU),  # by the call above
+        torch_event("cudaGraphLaunch", 1, 3, device=DeviceType.CPU, thread=2),
+        torch_event("aten::conv2d", 0, 9, device=DeviceType.CPU),
+    ]
+    events = [
+        *launches,
+        torch_event("conv", 10, 14),
+        torch_event("Memcpy DtoD", 13, 15),
+        torch_event("Optimizer.step#Adam.step", 0, 90, annotation=True),
+        torch_event("Context Sync", 0, 90),
+        torch_event("conv", 0, 90, index=1),
+    ]
+    assert read_torch_profile(events, steps=2) == Activity(pytest.approx(2.5e-6), kernels=1, launches=1)
+    assert read_torch_profile(launches, steps=2) is None
+
+
+@on_cpu
+def test_a_cpu_is_not_profiled(capsys):
+    assert profile_jax(lambda _: pytest.fail("was run"), 1) is None
+    assert profile_torch(lambda _: pytest.fail("was run"), 1) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_the_file_that_jax_writes_is_read(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(device_busy, "read_jax_profile", lambda profile, _: [plane.name for plane in profile.planes])
+    assert "/host:CPU" in profile_jax(lambda _: jax.block_until_ready(jax.numpy.ones(3) + 1), 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_profile_that_cannot_be_read_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.profiler, "trace", lambda _: contextlib.nullcontext())
+    assert profile_jax(lambda _: None, 1) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: contextlib.nullcontext())
+    assert profile_torch(lambda _: None, 1) is None
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+@on_cpu
+@pytest.mark.slow
+def test_the_command_ends_with_json():
+    words = "-m benchmarks.torch_step --steps embed --variants ours eager amp --batch_size 2 --repeats 1"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, *words.split()], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, eager, amp = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert ours["images_per_second"] > 0
+    assert eager["model_flops_utilisation"] > 0
+    assert amp["error"] == "amp is for GPUs, and PyTorch finds none"
+    assert "Traceback" not in done.stderr
