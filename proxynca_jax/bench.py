@@ -37,6 +37,7 @@ from proxynca_jax.host_memory import keep_freed_memory
 from proxynca_jax.layout import Layout
 from proxynca_jax.measurement import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.model_flops import peak_flops
+from proxynca_jax.models.precision import available
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.stalls import Stalls
 
@@ -206,10 +207,14 @@ def main() -> None:
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
-    parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, default=COMPUTE_DTYPES)
+    parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, help="(default: all that the device has)")
     parser.add_argument("--batch_size", type=integer(PAIR), metavar="B", help="images (default: 8 on a CPU, else 32)")
     options = parser.parse_args()
     platform, device = in_own_process(describe_device)
+    precisions = in_own_process(available)
+    for dtype in set(options.dtypes or ()) - set(precisions):
+        parser.error(f"--dtypes has {dtype}, which {device} does not compute in; it has {', '.join(precisions)}")
+    options.dtypes = options.dtypes or precisions
     peaks = {dtype: in_own_process(peak_flops, dtype) for dtype in options.dtypes}
     described = (f"{dtype} {peak / 1e12:.3g} TFLOP/s ({source})" for dtype, (peak, source) in peaks.items())
     print(f"{device}; peak {', '.join(described)}", flush=True)

@@ -36,3 +36,8 @@ def computed_in(compute_dtype: str) -> str:
     if compute_dtype == "tensorfloat32" and not has_tensorfloat32(jax.devices()[0]):
         return "float32"
     return compute_dtype
+
+
+def available() -> list[str]:
+    """Those of `PRECISIONS` that JAX's devices have."""
+    return [name for name in PRECISIONS if computed_in(name) == name]
