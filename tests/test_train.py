@@ -27,6 +27,7 @@ from proxynca_jax.data.resident import crops
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
 from proxynca_jax.interrupt import Interrupted
+from proxynca_jax.models.precision import computed_in
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.run_folder import open_run
 
@@ -287,6 +288,17 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     assert train_step._cache_size() == embed_step.fold._cache_size() == embed_step.embed._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
+
+
+def test_what_was_computed_in_is_said_and_recorded(root, tmp_path):
+    config = small(root, epochs=0)
+    config.model.compute_dtype = "tensorfloat32"
+    run = train_whole(config, tmp_path / "run")
+    first, *rest = (run / "log.txt").read_text().splitlines()
+    computed = computed_in("tensorfloat32")
+    assert first.endswith(f", {computed}")
+    assert computed == "tensorfloat32" or any("it computes in float32" in line for line in rest)
+    assert [record["compute_dtype"] for record in records(run)] == [computed]
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])
