@@ -22,7 +22,7 @@ from proxynca_jax.errors import UserError
 TURN_SECONDS = 1.0
 WARM_UP_STEPS = 2  # after the first; torch.compile records its CUDA graphs in the second
 PROFILED_STEPS = 10
-EXIT_SECONDS = 10.0  # for a process to end that has closed its connection
+EXIT_SECONDS = 10.0  # for a process to end by itself
 REASON_CHARACTERS = 160  # of a failure, in a table
 
 
@@ -64,9 +64,9 @@ def seconds(program: Program, steps: int) -> float:
 def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
     """Runs a variant in this process.
 
-    Sends the seconds of the first step, and then an answer to each request, until the process is killed. A request is
-    the name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes
-    to standard error, unless the error is a `UserError`.
+    Sends the seconds of the first step, and then an answer to each request, until a request is None. A request is the
+    name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes to
+    standard error, unless the error is a `UserError`.
     """
     try:
         variant.load()
@@ -79,8 +79,7 @@ def serve(connection: Connection, variant: Variant, step: str, batch_size: int) 
             "memory": lambda: variant.peak_mb() - before_mb,
             "activity": lambda: variant.profile(program, PROFILED_STEPS),
         }
-        while True:
-            name, *arguments = connection.recv()
+        for name, *arguments in iter(connection.recv, None):
             connection.send(answers[name](*arguments))
     except Exception as error:
         if not isinstance(error, UserError):
@@ -129,6 +128,8 @@ class Worker:
             activity = self._ask("activity")
         except VariantError:  # a profiler that ends or blocks the process must not cost the times
             activity = None
+        self._request(None)
+        self._process.join(EXIT_SECONDS)
         self.kill()
         return Timing(statistics.median(self._turns), self._first_step_seconds, peak_mb, activity)
 
@@ -137,9 +138,12 @@ class Worker:
         self._process.join()
         self._connection.close()
 
-    def _ask(self, name: str, *arguments: int) -> Any:
+    def _request(self, request: tuple[str | int, ...] | None) -> None:
         with contextlib.suppress(OSError):  # the process is gone; `_answer` finds out how it ended
-            self._connection.send((name, *arguments))
+            self._connection.send(request)
+
+    def _ask(self, name: str, *arguments: int) -> Any:
+        self._request((name, *arguments))
         return self._answer(name)
 
     def _answer(self, name: str) -> Any:
