@@ -198,19 +198,21 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
 def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
     """Compiles both programs in threads and brings the images at the same time. No clock of a record runs yet."""
     job.log.line("compiling the training and the embedding step")
-    start, ready = time.perf_counter(), []
-    run = state, job.config, job.layout
+    start, run = time.perf_counter(), (state, job.config, job.layout)
+
+    def timed(compile_step: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+        return compile_step(*arguments), time.perf_counter() - start
+
     with ThreadPoolExecutor(2, "compile") as pool:
-        embed_step = pool.submit(compile_embed_step, job.embed_step, *run)
+        embedding = pool.submit(timed, compile_embed_step, job.embed_step, *run)
         on_host = job.config.data.placement == "host"
-        train_step = pool.submit(compile_train_step, job.train_step, *run) if on_host else None
+        training = pool.submit(timed, compile_train_step, job.train_step, *run) if on_host else None
         job = _bring_images(job, check)
         # Programs have to know the shape of the images on the device, which are there now.
-        train_step = train_step or pool.submit(compile_train_step, job.train_step, *run, job.resident)
-        for program in (embed_step, train_step):
-            program.add_done_callback(lambda _: ready.append(time.perf_counter() - start))
-        job = job._replace(train_step=train_step.result(), embed_step=embed_step.result())
-    job.log.line(f"compiled in {max(ready):.1f} s")
+        training = training or pool.submit(timed, compile_train_step, job.train_step, *run, job.resident)
+        (train_step, trained), (embed_step, embedded) = training.result(), embedding.result()
+    job = job._replace(train_step=train_step, embed_step=embed_step)
+    job.log.line(f"compiled in {max(trained, embedded):.1f} s")
     return job
 
 
