@@ -183,7 +183,7 @@ def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
     options = steps.compiler_options("gpu")
     if step == "embed":
         embed_step: Any = steps.make_embed_step(graph, layout, options=options)
-        network = jax.eval_shape(embed_step.fold, state.params["network"], state.batch_stats)
+        network = jax.eval_shape(embed_step.fold, *state.network())
         return embed_step.embed.lower(jax.tree.map(describe, network, layout.shardings(network)), images)
     train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, layout=layout, options=options)
     described = jax.tree.map(describe, state, layout.shardings(state))

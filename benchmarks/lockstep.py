@@ -64,7 +64,7 @@ def torch_losses(
     """Yields PyTorch's loss at each step, from the weights that `flax_losses` starts from."""
     optimizer = make_optimizer(optim, steps_per_epoch=EPOCH_STEPS)
     _, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
-    leaves = flatten({"params": state.params["network"], "batch_stats": state.batch_stats})
+    leaves = flatten(dict(zip(("params", "batch_stats"), state.network(), strict=True)))
     converted = dict(rules.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
     network = from_state_dict({key: torch.tensor(value) for key, value in converted.items()}).to(dtype)
     proxies = torch.tensor(np.asarray(state.params["proxies"]), dtype=dtype, requires_grad=True)

@@ -76,7 +76,7 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
     batch = {"image": images, "label": labels}
     train = steps.make_train_step(graph, config.loss, optimizer).lower(state, batch).compile()
     embed_step = steps.make_embed_step(graph)
-    network = embed_step.fold(state.params["network"], state.batch_stats)
+    network = embed_step.fold(*state.network())
     embed = embed_step.embed.lower(network, images).compile()
 
     def run_training() -> Any:

@@ -88,7 +88,7 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
-        folded = embed_step.fold(state.params["network"], state.batch_stats)  # as once for each evaluation
+        folded = embed_step.fold(*state.network())  # as once for each evaluation
         # The device computes them one after the other, and has them all once it has the last one.
         *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)

@@ -4,6 +4,7 @@ Each state is two items: `network` (parameters and batch statistics), all that e
 `training` (proxies, optimiser, counters), which only continuing needs.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -62,13 +63,9 @@ class Checkpoints:
         """
         restored = self._restore("latest", _items(state))
         network, training = restored["network"], restored["training"]
-        return TrainState(
-            step=training["step"],
-            params={"network": network["params"], "proxies": training["proxies"]},
-            batch_stats=network["batch_stats"],
-            opt_state=training["opt_state"],
-            loss_sum=training["loss_sum"],
-        )
+        proxies = training.pop("proxies")
+        state = dataclasses.replace(state, params=state.params | {"proxies": proxies}, **training)
+        return state.with_network(network["params"], network["batch_stats"])
 
     def restore_network(self, kind: str, network: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         """The parameters and batch statistics of a kind, without what only training needs.
@@ -102,7 +99,7 @@ class Checkpoints:
 
 def _items(state: TrainState) -> dict[str, Tree]:
     return {
-        "network": {"params": state.params["network"], "batch_stats": state.batch_stats},
+        "network": dict(zip(("params", "batch_stats"), state.network(), strict=True)),
         "training": {
             "step": state.step,
             "proxies": state.params["proxies"],

@@ -51,7 +51,7 @@ def compile_embed_step(
     """Compiles both programs of an embedding step for the evaluation batches of a run. Arguments are as above."""
     rows, size = layout.round_up(config.evaluation.batch_size), config.data.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=layout.batches)
-    return embed_step.compile(state.params["network"], state.batch_stats, images, layout)
+    return embed_step.compile(*state.network(), images, layout)
 
 
 class CompileClock:

@@ -16,6 +16,7 @@ from proxynca_jax.config import LossConfig, ModelConfig
 from proxynca_jax.layout import Layout
 from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca_without_positive
 from proxynca_jax.models.embedder import Embedder
+from proxynca_jax.packing import Packed, pack, unpack
 
 Tree = dict[str, Any]
 Batch = dict[str, Array]  # "label" and what its images are made from, as the input pipeline gives it
@@ -33,16 +34,21 @@ IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_
 
 @struct.dataclass
 class TrainState:
-    """All that training changes, as plain dicts: an order of magnitude less host time a step than `nnx.State`.
-
-    The leaves are arrays, or what stands for arrays while a program is compiled.
-    """
+    """All that training changes, in few arrays. These, or what stands for them while a program is compiled."""
 
     step: Any  # Int[Array, ""], optimiser steps taken
-    params: Tree  # {"network": the embedder's, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
-    batch_stats: Tree  # BatchNorm's running statistics
+    params: Tree  # {"network": Packed, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
+    batch_stats: Packed  # BatchNorm's running statistics
     opt_state: Any
     loss_sum: Any  # Float[Array, ""], sum of the batches' mean losses since the epoch began
+
+    def network(self) -> tuple[Tree, Tree]:
+        """The embedder's parameters and batch statistics."""
+        return unpack(self.params["network"]), unpack(self.batch_stats)
+
+    def with_network(self, params: Tree, batch_stats: Tree) -> "TrainState":
+        """The same state with other parameters and batch statistics of the embedder."""
+        return dataclasses.replace(self, params=self.params | {"network": pack(params)}, batch_stats=pack(batch_stats))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +109,9 @@ def init_state(
     rng = np.random.default_rng(seed)
     graph, network, batch_stats = init_network(config, rng)
     proxies = rng.standard_normal((classes, config.embedding_dim), np.float32) / 8
-    params = layout.place({"network": network, "proxies": layout.pad_proxies(proxies)})
+    params = layout.place({"network": pack(network), "proxies": layout.pad_proxies(proxies)})
     opt_state = jax.jit(lambda params: layout.constrain(optimizer.init(params)))(params)
-    step, batch_stats, loss_sum = layout.place((jnp.int32(0), batch_stats, jnp.float32(0)))
+    step, batch_stats, loss_sum = layout.place((jnp.int32(0), pack(batch_stats), jnp.float32(0)))
     return graph, TrainState(step, params, batch_stats, opt_state, loss_sum)
 
 
@@ -172,11 +178,15 @@ def make_train_step(
 
     @jax.jit(donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
+        network, batch_stats = state.network()
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, batch_stats), grads = gradient(state.params, state.batch_stats, images_of(batch), batch["label"])
+        (loss, batch_stats), grads = gradient(
+            state.params | {"network": network}, batch_stats, images_of(batch), batch["label"]
+        )
+        grads["network"] = pack(grads["network"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_sum + loss)
+        state = TrainState(state.step + 1, params, pack(batch_stats), opt_state, state.loss_sum + loss)
         return layout.constrain((state, loss))
 
     return train_step

@@ -170,10 +170,8 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed, layout=layout)
     start = None
     if config.model.weights:
-        loaded = load_pretrained(config.model.weights, state.params["network"], state.batch_stats)
-        network, batch_stats = layout.place(loaded)
-        params = state.params | {"network": network}
-        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+        loaded = load_pretrained(config.model.weights, *state.network())
+        state = state.with_network(*layout.place(loaded))
         start = f"starting from the weights in {config.model.weights}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
@@ -269,9 +267,8 @@ def _finish_epoch(
 ) -> None:
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
-    network = state.params["network"], state.batch_stats
     with CompileClock() as compiling:  # metrics compile when they are first used
-        embeddings = embed(job.embed_step, *network, job.eval_split, job.config, check, job.eval_source)
+        embeddings = embed(job.embed_step, *state.network(), job.eval_split, job.config, check, job.eval_source)
         scores = score(embeddings, job.eval_split.labels, job.config)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
@@ -289,7 +286,7 @@ def _finish_epoch(
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best state, once, on the test classes; `state` gives the shapes."""
     best = job.best()
-    network = checkpoints.restore_network("best", state.params["network"], state.batch_stats)
+    network = checkpoints.restore_network("best", *state.network())
     embeddings = embed(job.embed_step, *network, job.test_split, job.config, check)
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
     record = processes.record_of_first(record | score(embeddings, job.test_split.labels, job.config))

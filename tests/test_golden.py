@@ -25,9 +25,9 @@ def start() -> tuple[nnx.GraphDef, steps.TrainState]:
     """The reference's weights; two epochs of three steps."""
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     graph, state = steps.init_state(ModelConfig(), optimizer, classes=CLASSES, seed=0)
-    network, batch_stats = fill(state.params["network"]), fill(state.batch_stats)
-    params = {"network": network, "proxies": jax.numpy.array(made_weight("proxies", (CLASSES, 64)))}
-    return graph, state.replace(params=params, batch_stats=batch_stats)
+    state = state.with_network(*map(fill, state.network()))
+    proxies = jax.numpy.array(made_weight("proxies", (CLASSES, 64)))
+    return graph, state.replace(params=state.params | {"proxies": proxies})
 
 
 def batch(index: int) -> steps.Batch:
@@ -63,7 +63,7 @@ def test_every_stage_in_inference(start):
         return dict(model.backbone.stages(normalise(images), train=False))
 
     names = {key.split("/")[1] for key in golden() if key.startswith("eval/") and key.endswith("/shape")}
-    ours = stages(state.params["network"], state.batch_stats, batch(1)["image"])
+    ours = stages(*state.network(), batch(1)["image"])
     assert set(ours) == names
     for name, value in ours.items():
         x = np.asarray(value) if value.ndim == 4 else np.asarray(value)[:, None, None, :]
@@ -81,7 +81,7 @@ def test_every_stage_in_inference(start):
 
 def test_embedding_in_inference(start):
     graph, state = start
-    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
+    ours = steps.make_embed_step(graph)(*state.network(), batch(1)["image"])
     check("embedding in inference", worst(ours, golden()["eval/embedding"]), 2e-6)
 
 
@@ -91,7 +91,7 @@ def test_lower_precision_stays_near(start, name):
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     graph, _ = steps.init_state(ModelConfig(compute_dtype=name), optimizer, classes=CLASSES, seed=0)
     embedding, loss = LOWER[name]
-    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
+    ours = steps.make_embed_step(graph)(*state.network(), batch(1)["image"])
     check(f"embedding in {name}, relative", relative_rms(ours, golden()["eval/embedding"]), embedding)
     train_step = steps.make_train_step(graph, LossConfig(), optimizer)
     _, found = train_step(jax.tree.map(jax.numpy.copy, state), batch(1))
@@ -128,7 +128,8 @@ def test_training_pass(start):
 
         return jax.value_and_grad(mean_loss, has_aux=True)(params)
 
-    (loss, (embedding, batch_stats)), grads = forward_backward(state.params, state.batch_stats)
+    network, batch_stats = state.network()
+    (loss, (embedding, batch_stats)), grads = forward_backward(state.params | {"network": network}, batch_stats)
     check("embedding in training", worst(embedding, golden()["train/embedding"]), 2e-6)
     check("loss", worst(loss, golden()["train/loss"]), 1e-5)
     for key, value in flat_torch(batch_stats).items():
@@ -166,6 +167,6 @@ def test_six_optimiser_steps_in_lockstep(start):
         state, loss = train_step(state, batch(index))
         losses.append(float(loss))
     check("losses of six optimiser steps", worst(losses, golden()["lockstep/loss"]), 6e-3)
-    embedding = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, batch(1)["image"])
+    embedding = steps.make_embed_step(graph)(*state.network(), batch(1)["image"])
     check("embedding after them", worst(embedding, golden()["lockstep/eval_embedding"]), 3e-3)
     check("proxies after them", relative_rms(state.params["proxies"], golden()["lockstep/proxies"]), 3e-3)

@@ -58,7 +58,7 @@ def train(
         state, value = train_step(state, jax.device_put({"image": images, "label": labels}, layout.batches))
         losses.append(float(value))
     embed_step = steps.make_embed_step(graph, layout)
-    embeddings = embed_step(state.params["network"], state.batch_stats, jax.device_put(images, layout.batches))
+    embeddings = embed_step(*state.network(), jax.device_put(images, layout.batches))
     proxies = state.params["proxies"]
     return {
         "losses": losses,

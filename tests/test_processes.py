@@ -148,5 +148,5 @@ def test_one_process_reads_what_two_wrote(runs, monkeypatch):
             states.append(checkpoints.restore(state))
     alone, together = states
     np.testing.assert_allclose(together.params["proxies"][:2], alone.params["proxies"], atol=1e-5)
-    np.testing.assert_allclose(together.params["network"]["kernel"], alone.params["network"]["kernel"], atol=1e-5)
+    np.testing.assert_allclose(together.network()[0]["kernel"], alone.network()[0]["kernel"], atol=1e-5)
     assert int(together.step) == EPOCHS * EPOCH_STEPS

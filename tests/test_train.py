@@ -256,7 +256,7 @@ def test_a_run_serves_in_pytorch(root, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     with torch.no_grad():
         *_, (_, theirs) = network.stages(torch.tensor(images))
-    ours = steps.make_embed_step(graph)(state.params["network"], state.batch_stats, images)
+    ours = steps.make_embed_step(graph)(*state.network(), images)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
@@ -268,7 +268,7 @@ def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
     config.model.weights = str(tmp_path / "start.safetensors")
     _, state = train._prepare(config, tmp_path / "run")
     assert f"starting from the weights in {config.model.weights}" in capsys.readouterr().out
-    for ours, theirs in zip(jax.tree.leaves(state.params["network"]), jax.tree.leaves(fresh[0]), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(state.network()), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -284,7 +284,7 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     with jax.transfer_guard("disallow"):
         for batch in batches:
             state, _ = train_step(state, batch)
-            embed_step(state.params["network"], state.batch_stats, batch["image"])
+            embed_step(*state.network(), batch["image"])
     assert train_step._cache_size() == embed_step.fold._cache_size() == embed_step.embed._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
