@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 BATCH_NORM_EPSILON = 1e-5
 SMALL_MAP = 8  # pixels; on a CPU, maps of this side and less are convolved by way of their windows
+FEW_CHANNELS = 8  # on a GPU, fewer are convolved by blocks of pixels if the stride is more than 1
 LARGE_MAP = 32  # pixels; on a CPU, kernel gradients on maps of more than this side are sums of products
 
 
@@ -177,7 +179,8 @@ def convolve(
     `precision` counts for the gradients too. A CPU computes float32 in float32 whatever it says.
     """
     on_cpu = functools.partial(_convolve_on_cpu, stride=stride)
-    default = functools.partial(_convolve, stride=stride, precision=precision)
+    convolve = _convolve_blocks if kernel.shape[3] < FEW_CHANNELS and stride > 1 else _convolve
+    default = functools.partial(convolve, stride=stride, precision=precision)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
@@ -189,6 +192,30 @@ def _convolve(
     return jax.lax.conv_general_dilated(
         x, kernel, strides, (pads, pads), dimension_numbers=numbers, precision=precision
     )
+
+
+def _convolve_blocks(x: Array, kernel: Array, stride: int, precision: jax.lax.Precision) -> Array:
+    """The same by blocks of pixels: what lies within a block of the stride's side becomes channels, of stride 1.
+
+    The units for matrix products take channels in eights, so that three pixels' colours would leave most of them idle.
+    """
+    side = kernel.shape[1]
+    taps = -(-side // stride)  # blocks that a kernel meets in a row
+    wanted = [stride * ((size - 1) // stride + taps) for size in x.shape[1:3]]
+    margins = [(side // 2, whole - size - side // 2) for whole, size in zip(wanted, x.shape[1:3], strict=True)]
+    grown = (0, taps * stride - side)
+    blocks = _gather_blocks(jnp.pad(x, ((0, 0), *margins, (0, 0))), stride)
+    kernels = _gather_blocks(jnp.pad(kernel, ((0, 0), grown, grown, (0, 0))), stride)
+    numbers = ("NHWC", "OHWI", "NHWC")
+    return jax.lax.conv_general_dilated(
+        blocks, kernels, (1, 1), "VALID", dimension_numbers=numbers, precision=precision
+    )
+
+
+def _gather_blocks(x: Array, side: int) -> Array:
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height // side, width // side, side * side * channels)
 
 
 _convolve_hwio = functools.partial(_convolve, order="HWIO")
@@ -357,32 +384,43 @@ _max_pool_on_cpu.defvjp(_max_pool_on_cpu_forward, _max_pool_on_cpu_backward)
 
 
 def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
-    """The maxima, and where in its window each lies, 0 to 8, from which a gradient finds its way without a scatter."""
+    """The maxima, and where in its window each lies, 4 times the row plus the column: no scatter finds its way back."""
     pad = _pool_pad(stride)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
     rows, columns = ((size - 3) // stride * stride + 1 for size in padded.shape[1:3])
     corner, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3))
     maxima, places = corner, jnp.zeros(corner.shape, jnp.uint8)
     for place, values in enumerate(others, start=1):
-        places = jnp.where(values > maxima, jnp.uint8(place), places)
+        row, column = divmod(place, 3)
+        places = jnp.where(values > maxima, jnp.uint8(4 * row + column), places)
         maxima = jnp.maximum(maxima, values)
     return maxima, (places, x.shape)
 
 
 def _max_pool_backward(stride: int, kept: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
+    """Each pixel asks the windows that it is in, 4 of stride 2 or 9 of stride 1, whether it is their maximum.
+
+    Pixels are taken in blocks of the stride's side, with a window that begins at each block.
+    """
     places, shape = kept
     before, _ = _pool_pad(stride)
-    total = jnp.zeros(shape, jnp.float32)
-    for place in range(9):
-        lows = [offset - before for offset in divmod(place, 3)]
-        highs = [
-            size - low - (stride * (count - 1) + 1)
-            for size, low, count in zip(shape[1:3], lows, gradient.shape[1:3], strict=True)
-        ]
-        spread = [(0, 0, 0), *((low, high, stride - 1) for low, high in zip(lows, highs, strict=True)), (0, 0, 0)]
-        own = jnp.where(places == place, gradient.astype(jnp.float32), 0)
-        total += jax.lax.pad(own, jnp.float32(0), spread)
-    return (total.astype(gradient.dtype),)
+    reach = 2 // stride  # how many blocks back a window that a pixel is in can begin
+    blocks = [-(-(size + before) // stride) for size in shape[1:3]]
+    margins = [(reach, count - size) for count, size in zip(blocks, places.shape[1:3], strict=True)]
+    around = ((0, 0), *margins, (0, 0))
+    places = jnp.pad(places, around, constant_values=255)  # the place of no pixel
+    gradient = jnp.pad(gradient, around)
+    side = np.arange(stride, dtype=np.uint8)
+    # A pixel's place in the window that begins at its block; the axes are images, blocks and pixels in turns, channels.
+    own = np.add.outer(4 * side, side).reshape(1, 1, stride, 1, stride, 1)
+    total: Any = 0.0
+    for i, j in itertools.product(range(reach + 1), range(reach + 1)):
+        window = (slice(None), *(slice(reach - k, reach - k + count) for k, count in zip((i, j), blocks, strict=True)))
+        met = places[window][:, :, None, :, None] == own + np.uint8(stride * (4 * i + j))
+        total += jnp.where(met, gradient[window][:, :, None, :, None].astype(jnp.float32), 0)
+    pixels = total.reshape(shape[0], stride * blocks[0], stride * blocks[1], shape[3])
+    height, width = shape[1:3]
+    return (pixels[:, before : before + height, before : before + width].astype(gradient.dtype),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
