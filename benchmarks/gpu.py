@@ -208,7 +208,7 @@ def steps(settings: Settings, work: Path, figures: Figures) -> None:
         sys.stdout.flush()
         figures["rows"] += [row.record() for row in found]
         figures["compared"] += compare_with_pytorch(list(measured.values()))
-        failures += [f"{step} {row.variant} ({batch_size})" for row in found if isinstance(row, Failure)]
+        failures += [f"{step} {row.variant}, batch {batch_size}" for row in found if isinstance(row, Failure)]
     for step in ("train", "embed"):
         if best := best_of_ours(step, figures["rows"]):
             speed = f"{best['images_per_second']:,.0f} images/s ({best['variant']}, batch {best['batch_size']})"
@@ -218,7 +218,7 @@ def steps(settings: Settings, work: Path, figures: Figures) -> None:
         figures["summary"]["{step}, batch {batch_size}: {ours}".format(**row)] = ratio
     print_summary(figures["summary"])
     if failures:
-        raise UserError(f"{len(failures)} variants failed: {', '.join(failures)}")
+        raise UserError(f"variants that failed: {', '.join(failures)}")
 
 
 def compare_with_pytorch(rows: Sequence[Measurement]) -> list[Figures]:
@@ -255,12 +255,12 @@ def train(settings: Settings, work: Path, run: str, figures: Figures) -> None:
     print(f"  compile cache: {figures['compile_cache']}; the whole command took {figures['command_seconds']:.1f} s")
     moments = ", ".join(f"{name} {seconds:.1f}" for name, seconds in figures["seconds_from_command"].items())
     print(f"  seconds from the command: {moments} ({figures['first_images']} images)")
-    for record in figures["epochs"]:
-        known = [f"{name} {value:.6g}" for name, value in record.items() if name != "epoch"]
-        print(f"  epoch {record['epoch']:2}  {'  '.join(known)}")
+    for line in (work / run / "log.txt").read_text().splitlines():
+        if line.startswith("epoch "):
+            print(f"  {line}")
     cache, images = figures["compile_cache"], figures["first_images"]
     seconds = f"{figures['seconds_from_command']['first_images']:.1f} s"
-    figures["summary"] = {f"command to the first {images} images, cache {cache}": seconds}
+    figures["summary"] = {f"from command to {images} trained images, {cache} cache": seconds}
 
 
 def epoch(settings: Settings, work: Path, figures: Figures) -> None:
@@ -274,11 +274,11 @@ def epoch(settings: Settings, work: Path, figures: Figures) -> None:
     train(settings, work, "first", figures)
     before, *epochs = figures["epochs"]
     figures["summary"] |= {
-        f"training an epoch of {settings.training_images:,} images": joined(epochs, "train_seconds", ".1f", " s"),
+        f"training an epoch of {settings.training_images:,} images": joined(epochs, "train_seconds", ".2f", " s"),
         "images/s of training": joined(epochs, "images_per_second", ",.0f"),
         "data wait": joined(epochs, "data_wait_share", ".1%"),
-        f"first evaluation, of {settings.test_images:,} images": joined([before], "evaluation_seconds", ".1f", " s"),
-        "later evaluations": joined(epochs, "evaluation_seconds", ".1f", " s"),
+        f"first evaluation, of {settings.test_images:,} images": joined([before], "evaluation_seconds", ".2f", " s"),
+        "later evaluations": joined(epochs, "evaluation_seconds", ".2f", " s"),
     }
 
 
@@ -342,7 +342,7 @@ def measure(settings: Settings, path: Path) -> bool:
             report["parts"][name] = figures
             report["seconds"] = time.perf_counter() - start
             replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
-            print(f"  {figures['seconds']:.0f} s", flush=True)
+            print(f"  took {figures['seconds']:.0f} s", flush=True)
     print("summary: the figures of the parts")
     for name, figures in report["parts"].items():
         print_summary(figures.get("summary", {}))

@@ -32,7 +32,6 @@ MOMENTS = {  # lines of a run's output
 }
 # What differs from one execution of the same run to the next.
 CLOCKS = {"train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds"}
-FIGURES = ("epoch", "train_loss", *sorted(CLOCKS), "recall_at_1", "nmi")
 
 
 def draw_cub(root: Path, *, training: int, test: int, classes: int) -> float:
@@ -91,7 +90,7 @@ def train(command: Sequence[str], run: Path, cache: Path, timeout_seconds: float
 
     Returns:
         Seconds since the command was given for each of MOMENTS, how many images were trained at the last of them, and
-        FIGURES of each evaluation. All of it can be written as JSON.
+        the run's records, as "epochs": before training and after each epoch. All of it can be written as JSON.
 
     Raises:
         UserError: if the run ends with another status than 0.
@@ -121,12 +120,12 @@ def train(command: Sequence[str], run: Path, cache: Path, timeout_seconds: float
         last = (errors.read_text().strip().splitlines() or ["nothing on standard error"])[-1]
         raise UserError(f"the run ended with status {process.returncode} (limit: {timeout_seconds:g} s): {last}")
     return {
-        "compile_cache": "filled by the run before" if filled else "empty",
+        "compile_cache": "filled" if filled else "empty",
         "command": list(command),
         "command_seconds": time.perf_counter() - start,
         "seconds_from_command": seconds,
         "first_images": images,
-        "epochs": [{name: record[name] for name in FIGURES if name in record} for record in read_records(run)],
+        "epochs": read_records(run),
     }
 
 
@@ -151,7 +150,7 @@ def watch(lines: Iterator[str] | Sequence[str], start: float) -> tuple[dict[str,
 
 
 def read_records(run: Path) -> list[Record]:
-    """The records of a run's metrics.jsonl."""
+    """The records of a run: before training and after each epoch."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -277,7 +277,7 @@ def main() -> None:
         "--timeout_seconds",
         type=integer(COUNT),
         default=300,
-        help="a variant fails if its first step, or a turn, takes longer (default: %(default)s)",
+        help="a variant fails if loading, its first step, or a turn takes longer (default: %(default)s)",
     )
     options = parser.parse_args()
     _, device = in_own_process(describe_device)

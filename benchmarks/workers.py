@@ -66,14 +66,15 @@ def seconds(program: Program, steps: int) -> float:
 def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
     """Runs a variant in this process.
 
-    Sends an answer to each request, until a request is None. A request is the name of an answer and its arguments. If
-    the variant fails, sends a `VariantError` and ends. The traceback goes to standard error, unless the error is a
-    `UserError`.
+    Sends None when the program is made, and then an answer to each request, until a request is None. A request is the
+    name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes to
+    standard error, unless the error is a `UserError`.
     """
     try:
         variant.load()
         before_mb = variant.peak_mb()
         program = variant.make(step, batch_size)
+        connection.send(None)
 
         def first_step() -> float:
             first_step_seconds = seconds(program, 1)
@@ -108,7 +109,7 @@ class Worker:
             variant: what to run.
             step: a name that `variant.make` takes.
             batch_size: images.
-            timeout_seconds: for the first step, with what is left of loading then, and for each answer after it.
+            timeout_seconds: for loading, for the first step and for each answer after it.
         """
         self._timeout_seconds = timeout_seconds
         context = multiprocessing.get_context("spawn")
@@ -119,10 +120,14 @@ class Worker:
         self._steps_per_turn = 1
         self._turns: list[float] = []  # seconds of a step
 
-    def load(self) -> None:
+    def begin_load(self) -> None:
         """Starts the process, which loads libraries and makes its program. Does not wait for it."""
         self._process.start()
         self._other.close()
+
+    def end_load(self) -> None:
+        """Waits until the program is made."""
+        self._answer("program")
 
     def begin_first_step(self) -> None:
         """Lets the process compile, take its first step and warm up. Does not wait for it."""
@@ -203,7 +208,7 @@ def measure_in_turns(
         step: a name that `Variant.make` takes.
         batch_size: images.
         repeats: turns of each.
-        timeout_seconds: a variant fails if it takes longer for its first step, or for a turn.
+        timeout_seconds: a variant fails if it takes longer for loading, for its first step, or for a turn.
 
     Returns:
         For each variant what was measured, or why it failed.
@@ -211,7 +216,8 @@ def measure_in_turns(
     workers = {name: Worker(variant, step, batch_size, timeout_seconds) for name, variant in variants.items()}
     together = [name for name, variant in variants.items() if not variant.starts_alone]
     stages: list[tuple[Callable[[Worker], Timing | None], Iterable[str]]] = [
-        (Worker.load, variants),
+        (Worker.begin_load, variants),
+        (Worker.end_load, variants),
         (Worker.begin_first_step, together),
         (Worker.end_first_step, together),
         (Worker.take_first_step, [name for name, variant in variants.items() if variant.starts_alone]),

@@ -134,7 +134,8 @@ def test_a_profiler_that_ends_the_process_leaves_the_times():
 def test_a_process_that_dies_between_turns_is_an_error():
     others = set(multiprocessing.active_children())
     worker = workers.Worker(fake_variants.variant(), "train", 2, timeout_seconds=60)
-    worker.load()
+    worker.begin_load()
+    worker.end_load()
     worker.take_first_step()
     worker.measure_turn()
     (process,) = set(multiprocessing.active_children()) - others
