@@ -113,8 +113,10 @@ def train(command: Sequence[str], run: Path, cache: Path, timeout_seconds: float
     ):
         timer = threading.Timer(timeout_seconds, process.kill)
         timer.start()
-        seconds, images = watch(process.stdout or [], start)
-        timer.cancel()
+        try:
+            seconds, images = watch(process.stdout or [], start)
+        finally:
+            timer.cancel()
     if process.returncode:
         print(errors.read_text(), file=sys.stderr)
         last = (errors.read_text().strip().splitlines() or ["nothing on standard error"])[-1]

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import fake_variants
 import jax
@@ -43,6 +45,7 @@ TINY = Settings(
 def test_every_part_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(torch_step, "peak", lambda _: 1e12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores, more threads wait for each other for seconds
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "the user's own"))
     assert gpu.measure(TINY, tmp_path / "gpu.json"), capsys.readouterr()
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
@@ -135,6 +138,29 @@ def test_golden_tests_that_do_not_run_fail_the_part(tmp_path, capfd):
     settings = dataclasses.replace(TINY, golden_options=("-k", "no_such_test"))
     with pytest.raises(UserError, match="status 5"):
         gpu.parity(settings, tmp_path, {})
+
+
+FAR = {"precision": "bfloat16", "kind": "loss", "of": "", "distance": 2.0, "bound": 1.0}
+GOLDEN_FAILURE = f"""<testsuites><testsuite errors="0" failures="1" skipped="0" tests="2">
+<testcase name="test_sound"/>
+<testcase name="test_far"><properties><property name="distance" value={quoteattr(json.dumps(FAR))}/></properties>
+<failure message="AssertionError: loss bfloat16">...</failure></testcase></testsuite></testsuites>"""
+
+
+def test_a_golden_test_that_fails_keeps_its_distance(tmp_path, monkeypatch, capsys):
+    def run(command, **_):
+        (report,) = (word.removeprefix("--junitxml=") for word in command if word.startswith("--junitxml="))
+        Path(report).write_text(GOLDEN_FAILURE)
+        return subprocess.CompletedProcess(command, 1, stdout="what pytest said")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    figures = {}
+    with pytest.raises(UserError, match="failed: test_far"):
+        gpu.parity(TINY, tmp_path, figures)
+    assert (figures["tests"], figures["failed"], figures["distances"]) == (2, ["test_far"], [FAR])
+    out, err = capsys.readouterr()
+    assert "beyond its bound" in out
+    assert "what pytest said" in err
 
 
 def test_the_worst_distance_of_each_kind():
