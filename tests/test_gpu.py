@@ -18,7 +18,7 @@ from proxynca_jax.config import DataConfig
 from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
-from proxynca_jax.measurement import Measurement
+from proxynca_jax.measurement import STEPS, Measurement
 
 TINY = Settings(
     golden_options=("-k", "embedding_in_inference"),
@@ -174,6 +174,12 @@ def test_the_worst_distance_of_each_kind():
         ]
     ]
     assert gpu.worst_of_each_kind(rows) == [rows[0], rows[3]]
+
+
+def test_the_real_settings_name_what_there_is():
+    for step, _, variants in Settings().comparisons:
+        assert step in STEPS
+        assert set(variants) <= set(torch_step.VARIANTS)
 
 
 def test_each_precision_is_compared_with_its_rivals():
