@@ -14,14 +14,16 @@
     compile_graphs_amp     both compile_graphs and amp
 
 PyTorch's float32 rows use its defaults. On GPUs with TF32 these compute float32 convolutions in TF32, and float32
-matrix products in full precision. All rows train with ProxyNCA and Adam on 100 classes, from the same bytes, which are
-on the device; the input pipeline has no part in it. Losses and Adam run outside PyTorch's compiled network.
+matrix products in full precision; their MFU is that of TF32. All rows train with ProxyNCA and Adam on 100 classes, from
+the same bytes, which are on the device; the input pipeline has no part in it. Losses and Adam run outside PyTorch's
+compiled network.
 
-Each variant has a process of its own. They start one after the other. When all have warmed up they take turns, each
-turn about a second or one step, whichever is longer, while the others sleep. The table has the form of
-`proxynca_jax.bench` and contains medians over the turns. A variant that fails, or exceeds --timeout_seconds, is a row
-with the reason. Tracebacks go to standard error. The last line is the same as JSON, where a failed row has an "error".
-The exit status is 1 if every row failed.
+Each variant has a process of its own. PyTorch's take their first steps at the same time, so their "first s" contain
+each other's compiling. Then ours take theirs one after the other, because XLA chooses kernels by their time on the GPU.
+When all have warmed up they take turns, each turn about a second or one step, whichever is longer, while the others
+sleep. The table has the form of `proxynca_jax.bench` and contains medians over the turns. A variant that fails, or
+exceeds --timeout_seconds, is a row with the reason. Tracebacks go to standard error. The last line is the same as JSON,
+where a failed row has an "error". The exit status is 1 if every row failed.
 
 On a GPU ten more steps run under the library's profiler. "busy ms" is the time of a step in which the GPU computes or
 copies, "kernels" counts what it ran, and "launches" counts the host's calls that started it; a CUDA graph is one
@@ -29,6 +31,7 @@ launch. Before it embeds, our program folds BatchNorm into the weights, so these
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -36,6 +39,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,6 +60,7 @@ from proxynca_jax.measurement import (
     process_peak_mb,
 )
 from proxynca_jax.model_flops import peak_flops
+from proxynca_jax.models.precision import computed_in
 
 CLASSES = 100  # CUB's
 CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile
@@ -168,13 +173,13 @@ def load_jax() -> None:
 
 def in_jax(dtype: str) -> Variant:
     """Our program, with a name of `model.compute_dtype`."""
-    return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, profile_jax, dtype)
+    return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, profile_jax, dtype, starts_alone=True)
 
 
-def in_torch(dtype: str = "float32", **options: bool | str) -> Variant:
-    """PyTorch's program, with keyword arguments of `torch`."""
+def in_torch(dtype: str = "tensorfloat32", **options: bool | str) -> Variant:
+    """PyTorch's program, with keyword arguments of `torch`. Its float32 convolutions are TF32 on GPUs that have it."""
     load = functools.partial(importlib.import_module, "convert.torch_network")
-    return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype)
+    return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype, starts_alone=False)
 
 
 REFERENCE = "eager"
@@ -192,14 +197,32 @@ VARIANTS = {
 }
 
 
+def reachable_flops(dtype: str) -> float:
+    """FLOP/s that JAX's devices can reach in what a name of `model.compute_dtype` is on them."""
+    return peak_flops(computed_in(dtype))[0]
+
+
 @functools.cache
 def peak(dtype: str) -> float | None:
-    """FLOP/s that the device can reach. None, with the reason on standard error, if they cannot be found."""
+    """`reachable_flops`, from a process of its own. None, with the reason on standard error, if that fails."""
     try:
-        return in_own_process(peak_flops, dtype)[0]
+        return in_own_process(reachable_flops, dtype)
     except Exception:  # only the column of utilisation depends on it
         traceback.print_exc()
         return None
+
+
+@contextlib.contextmanager
+def share_device_memory() -> Iterator[None]:
+    """Lets JAX in new processes allocate a GPU's memory as it needs it, unless the user has said how."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def compare(
@@ -219,7 +242,9 @@ def compare(
     """
     chosen = {name: VARIANTS[name] for name in names}
     rows: list[Measurement | Failure] = []
-    for name, found in measure_in_turns(chosen, step, batch_size, repeats, timeout_seconds).items():
+    with share_device_memory():
+        results = measure_in_turns(chosen, step, batch_size, repeats, timeout_seconds)
+    for name, found in results.items():
         if not isinstance(found, Timing):
             rows.append(Failure(step, name, batch_size, str(found)))
             continue
@@ -252,10 +277,9 @@ def main() -> None:
         "--timeout_seconds",
         type=integer(COUNT),
         default=300,
-        help="a variant fails if its start and first step, or a turn, take longer (default: %(default)s)",
+        help="a variant fails if loading, its first step, or a turn takes longer (default: %(default)s)",
     )
     options = parser.parse_args()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the variants share a GPU's memory
     _, device = in_own_process(describe_device)
     device = f"{device}, torch {importlib.metadata.version('torch')}"
     print(device, flush=True)

@@ -1,18 +1,19 @@
 """Worker processes that time variants of a program in turns. A variant that fails does not stop the others.
 
-Each variant has a process of its own. When all have warmed up they take turns, each turn about a second or one step,
-whichever is longer, while the others sleep.
+Each variant has a process of its own. All processes load their libraries at the same time. The rule for the first
+steps: variants that compile on the CPU alone take theirs together, and then each variant that `starts_alone` takes its
+own while all others sleep. XLA needs that, because it chooses kernels by their time on the GPU. When all have warmed up
+they take turns, each turn about a second or one step, whichever is longer, while the others sleep.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import signal
 import statistics
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -34,13 +35,14 @@ class Variant(NamedTuple):
     peak_mb: Callable[[], float]
     profile: Callable[[Program, int], Activity | None]  # of so many steps
     dtype: str  # of its products
+    starts_alone: bool  # whether its compiler times kernels on the device, so that nothing else may run there
 
 
 class Timing(NamedTuple):
     """What was measured of a variant."""
 
     step_seconds: float  # median over the turns
-    first_step_seconds: float  # compilation included
+    first_step_seconds: float  # compilation included; unless it starts alone, others may compile at the same time
     peak_mb: float  # above what the loaded libraries take
     activity: Activity | None  # None: no GPU, or no profile
 
@@ -64,7 +66,7 @@ def seconds(program: Program, steps: int) -> float:
 def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
     """Runs a variant in this process.
 
-    Sends the seconds of the first step, and then an answer to each request, until a request is None. A request is the
+    Sends None when the program is made, and then an answer to each request, until a request is None. A request is the
     name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes to
     standard error, unless the error is a `UserError`.
     """
@@ -72,9 +74,15 @@ def serve(connection: Connection, variant: Variant, step: str, batch_size: int) 
         variant.load()
         before_mb = variant.peak_mb()
         program = variant.make(step, batch_size)
-        connection.send(seconds(program, 1))
-        program(WARM_UP_STEPS)
+        connection.send(None)
+
+        def first_step() -> float:
+            first_step_seconds = seconds(program, 1)
+            program(WARM_UP_STEPS)
+            return first_step_seconds
+
         answers: dict[str, Callable[..., Any]] = {
+            "first step": first_step,
             "turn": lambda steps: seconds(program, steps),
             "memory": lambda: variant.peak_mb() - before_mb,
             "activity": lambda: variant.profile(program, PROFILED_STEPS),
@@ -90,7 +98,8 @@ def serve(connection: Connection, variant: Variant, step: str, batch_size: int) 
 class Worker:
     """A variant in a process of its own, which sleeps between its turns.
 
-    `start`, `take_turn` and `end` raise a `VariantError` if the variant fails or takes too long.
+    The methods are called in their order. Those that wait for an answer raise a `VariantError` if the variant fails or
+    takes too long.
     """
 
     def __init__(self, variant: Variant, step: str, batch_size: int, timeout_seconds: float):
@@ -100,7 +109,7 @@ class Worker:
             variant: what to run.
             step: a name that `variant.make` takes.
             batch_size: images.
-            timeout_seconds: for the start and the first step together, and for each answer after it.
+            timeout_seconds: for loading, for the first step and for each answer after it.
         """
         self._timeout_seconds = timeout_seconds
         context = multiprocessing.get_context("spawn")
@@ -111,11 +120,30 @@ class Worker:
         self._steps_per_turn = 1
         self._turns: list[float] = []  # seconds of a step
 
-    def start(self) -> None:
-        """Starts the process, waits for its first step and finds how many steps make a turn."""
+    def begin_load(self) -> None:
+        """Starts the process, which loads libraries and makes its program. Does not wait for it."""
         self._process.start()
         self._other.close()
+
+    def end_load(self) -> None:
+        """Waits until the program is made."""
+        self._answer("program")
+
+    def begin_first_step(self) -> None:
+        """Lets the process compile, take its first step and warm up. Does not wait for it."""
+        self._request(("first step",))
+
+    def end_first_step(self) -> None:
+        """Waits until the process has warmed up."""
         self._first_step_seconds = self._answer("first step")
+
+    def take_first_step(self) -> None:
+        """Both of the above."""
+        self.begin_first_step()
+        self.end_first_step()
+
+    def measure_turn(self) -> None:
+        """Finds how many steps make a turn."""
         self._steps_per_turn = max(1, round(TURN_SECONDS / self._ask("turn", 1)))
 
     def take_turn(self) -> None:
@@ -173,28 +201,39 @@ def ending(exit_code: int | None) -> str:
 def measure_in_turns(
     variants: Mapping[str, Variant], step: str, batch_size: int, repeats: int, timeout_seconds: float
 ) -> dict[str, Timing | VariantError]:
-    """Measures the variants of a step. They start one after the other and then take turns.
+    """Measures the variants of a step. They start as the module describes it and then take turns.
 
     Args:
         variants: by name.
         step: a name that `Variant.make` takes.
         batch_size: images.
         repeats: turns of each.
-        timeout_seconds: a variant fails if it takes longer for its start and first step, or for a turn.
+        timeout_seconds: a variant fails if it takes longer for loading, for its first step, or for a turn.
 
     Returns:
         For each variant what was measured, or why it failed.
     """
     workers = {name: Worker(variant, step, batch_size, timeout_seconds) for name, variant in variants.items()}
-    stages: list[Callable[[Worker], Timing | None]] = [Worker.start, *repeats * [Worker.take_turn], Worker.end]
+    together = [name for name, variant in variants.items() if not variant.starts_alone]
+    stages: list[tuple[Callable[[Worker], Timing | None], Iterable[str]]] = [
+        (Worker.begin_load, variants),
+        (Worker.end_load, variants),
+        (Worker.begin_first_step, together),
+        (Worker.end_first_step, together),
+        (Worker.take_first_step, [name for name, variant in variants.items() if variant.starts_alone]),
+        (Worker.measure_turn, variants),
+        *repeats * [(Worker.take_turn, variants)],
+        (Worker.end, variants),
+    ]
     results: dict[str, Timing | VariantError] = {}
-    for stage, (name, worker) in itertools.product(stages, workers.items()):
-        if name in results:
-            continue
-        try:
-            if timing := stage(worker):
-                results[name] = timing
-        except VariantError as error:
-            worker.kill()
-            results[name] = error
+    for stage, names in stages:
+        for name in names:
+            if name in results:
+                continue
+            try:
+                if timing := stage(workers[name]):
+                    results[name] = timing
+            except VariantError as error:
+                workers[name].kill()
+                results[name] = error
     return {name: results[name] for name in variants}

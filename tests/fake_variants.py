@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import time
+from pathlib import Path
 
 from benchmarks.device_busy import Activity, Program
 from benchmarks.workers import WARM_UP_STEPS, Variant
@@ -24,11 +25,26 @@ FAULTS = {
 }
 
 
-def make(step: str, batch_size: int, *, fault: str, healthy_steps: int) -> Program:
+def first_step(diary: Path, meets: Path | None) -> None:
+    """Writes its start and its end in seconds to a file. In between it waits until another one has begun, too."""
+    start = time.time()
+    diary.write_text("has begun")
+    while meets and not meets.exists():
+        if time.time() > start + 20:
+            raise TimeoutError(f"{meets} has not begun")
+        time.sleep(0.01)
+    diary.write_text(f"{start} {time.time()}")
+
+
+def make(
+    step: str, batch_size: int, *, fault: str, healthy_steps: int, diary: Path | None, meets: Path | None
+) -> Program:
     done = 0
 
     def program(count: int) -> None:
         nonlocal done
+        if diary and done == 0:
+            first_step(diary, meets)
         for _ in range(count):
             if fault and done >= healthy_steps:
                 FAULTS[fault]()
@@ -52,7 +68,25 @@ def profile(program: Program, steps: int, *, fault: str = "") -> Activity:
     return Activity(busy_seconds=0.25, kernels=7.0, launches=3.0)
 
 
-def variant(fault: str = "", healthy_steps: int = 0, profile_fault: str = "") -> Variant:
-    """A variant that computes some steps well and then, if it is given a fault, one of FAULTS, has it."""
-    program = functools.partial(make, fault=fault, healthy_steps=healthy_steps)
-    return Variant(program, load, peak_mb, functools.partial(profile, fault=profile_fault), "float32")
+def variant(
+    fault: str = "",
+    healthy_steps: int = 0,
+    profile_fault: str = "",
+    *,
+    starts_alone: bool = True,
+    diary: Path | None = None,
+    meets: Path | None = None,
+) -> Variant:
+    """A variant that computes some steps well and then, if it is given a fault, one of FAULTS, has it.
+
+    Args:
+        fault: a key of FAULTS, or empty.
+        healthy_steps: before the fault.
+        profile_fault: a fault of the profiler.
+        starts_alone: as `Variant` has it.
+        diary: a file for `first_step`.
+        meets: the diary of the variant that its first step waits for.
+    """
+    program = functools.partial(make, fault=fault, healthy_steps=healthy_steps, diary=diary, meets=meets)
+    profiler = functools.partial(profile, fault=profile_fault)
+    return Variant(program, load, peak_mb, profiler, "float32", starts_alone=starts_alone)

@@ -103,6 +103,27 @@ def test_a_variant_that_takes_too_long_is_stopped():
     assert isinstance(found["sound"], Timing)
 
 
+def test_first_steps_are_at_the_same_time_unless_a_variant_starts_alone(tmp_path):
+    meets = {"alone 1": None, "one": tmp_path / "other", "alone 2": None, "other": tmp_path / "one"}
+    variants = {
+        name: fake_variants.variant(starts_alone=path is None, diary=tmp_path / name, meets=path)
+        for name, path in meets.items()
+    }
+    found = measure_in_turns(variants, "train", 2, repeats=1, timeout_seconds=60)
+    assert list(found) == list(variants)
+    assert all(isinstance(timing, Timing) for timing in found.values()), found
+    times = {name: list(map(float, (tmp_path / name).read_text().split())) for name in variants}
+    assert times["alone 1"][0] > max(times["one"][1], times["other"][1])
+    assert times["alone 2"][0] > times["alone 1"][1]
+
+
+@on_cpu
+def test_where_there_is_no_tensorfloat32_its_peak_is_that_of_float32(monkeypatch):
+    monkeypatch.setattr(torch_step, "peak_flops", lambda dtype: ({"float32": 1e12}[dtype], "a datasheet"))
+    assert torch_step.VARIANTS["channels_last"].dtype == "tensorfloat32"
+    assert torch_step.reachable_flops("tensorfloat32") == 1e12
+
+
 def test_a_profiler_that_ends_the_process_leaves_the_times():
     found = measure_in_turns({"one": fake_variants.variant(profile_fault="exits")}, "train", 2, 1, 60)["one"]
     assert isinstance(found, Timing)
@@ -113,7 +134,10 @@ def test_a_profiler_that_ends_the_process_leaves_the_times():
 def test_a_process_that_dies_between_turns_is_an_error():
     others = set(multiprocessing.active_children())
     worker = workers.Worker(fake_variants.variant(), "train", 2, timeout_seconds=60)
-    worker.start()
+    worker.begin_load()
+    worker.end_load()
+    worker.take_first_step()
+    worker.measure_turn()
     (process,) = set(multiprocessing.active_children()) - others
     process.kill()
     process.join()
