@@ -61,6 +61,7 @@ from proxynca_jax.measurement import (
 )
 from proxynca_jax.model_flops import peak_flops
 from proxynca_jax.models.precision import computed_in
+from proxynca_jax.xla_messages import hide_xla_warnings
 
 CLASSES = 100  # CUB's
 CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile
@@ -168,6 +169,7 @@ def torch_peak_mb() -> float:
 
 def load_jax() -> None:
     keep_freed_memory()  # as the commands do
+    hide_xla_warnings()
     importlib.import_module("proxynca_jax.steps")
 
 

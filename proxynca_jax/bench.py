@@ -40,6 +40,7 @@ from proxynca_jax.model_flops import peak_flops
 from proxynca_jax.models.precision import available
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.stalls import Stalls
+from proxynca_jax.xla_messages import hide_xla_warnings
 
 CLASSES = 100  # CUB's
 PHOTOGRAPHS = 64  # different ones, used again and again
@@ -96,6 +97,7 @@ def measure(variant: Variant, peak: float) -> Measurement:
         peak: FLOP/s that the device can reach.
     """
     keep_freed_memory()
+    hide_xla_warnings()
     jax.config.update("jax_enable_compilation_cache", False)
     before_mb = peak_mb()
     counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS

@@ -34,6 +34,7 @@ from proxynca_jax.metric_card import versions
 from proxynca_jax.models.embedder import BN_INCEPTION
 from proxynca_jax.models.precision import computed_in
 from proxynca_jax.scoring import embed_batches, load_network
+from proxynca_jax.xla_messages import hide_xla_warnings
 
 SPLITS = ("train", "test")  # in the order of `load_splits`; train holds a validation protocol's classes too
 
@@ -125,4 +126,5 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
     keep_freed_memory()
     keep_compiled_programs()
+    hide_xla_warnings()
     main()

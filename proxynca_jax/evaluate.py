@@ -29,6 +29,7 @@ from proxynca_jax.metric_log import describe_scores
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
 from proxynca_jax.models.precision import computed_in
 from proxynca_jax.scoring import embed, load_network, score, score_at_r
+from proxynca_jax.xla_messages import hide_xla_warnings
 
 SETTINGS = (
     "recall_at",
@@ -122,4 +123,5 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
     keep_freed_memory()
     keep_compiled_programs()
+    hide_xla_warnings()
     main()

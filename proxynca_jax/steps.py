@@ -27,9 +27,10 @@ Network = tuple[nnx.GraphDef, Tree]
 # Bytes of gradients in one all-reduce of several GPUs. XLA's default bucket is 30 MB; when it is full, next to nothing
 # is left to compute during the all-reduce.
 REDUCED_TOGETHER = 5_000_000
-# What goes into CUDA graphs: XLA's default and convolutions. Without those, the 131 convolutions of a training step cut
-# it into hundreds of pieces, and the host launches each kernel by itself.
-IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+# What goes into CUDA graphs: XLA's default, convolutions and collectives. Without convolutions, the 131 of a training
+# step cut it into hundreds of pieces, and the host launches each kernel by itself. Without collectives, the 60 that
+# several GPUs need do the same.
+IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,COLLECTIVES"
 
 
 @struct.dataclass

@@ -48,6 +48,7 @@ from proxynca_jax.run_folder import open_run
 from proxynca_jax.scoring import embed, score
 from proxynca_jax.stalls import Stalls
 from proxynca_jax.weights import load_pretrained
+from proxynca_jax.xla_messages import hide_xla_warnings
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
 REFERENCE_DATASETS = ("cub", "cars", "sop")
@@ -376,6 +377,7 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
     keep_freed_memory()
     keep_compiled_programs()
+    hide_xla_warnings()
     with exit_on_user_error():
         try:
             app.run(main, flags_parser=_parse_flags)
