@@ -1,9 +1,10 @@
-"""GPU activity of a step from a profiler's trace: busy time, kernels and launches.
+"""GPU activity of a step from a profiler's trace: busy time, kernels, launches and changes of CUDA graphs.
 
 The busy time is the union of the intervals in which the first GPU runs a kernel, a copy or a memset, so work on two
 streams at once counts once. Each of them counts as a kernel, inside CUDA graphs too. A launch is a call of the host
 that starts a kernel or a whole CUDA graph. A step with many more kernels than launches therefore runs from graphs, and
-a step with a busy time far below its wall time waits for the host.
+a step with a busy time far below its wall time waits for the host. A graph is recorded anew or changed when addresses
+of arrays are not those of the step before, which costs the host more than launches do.
 """
 
 import collections
@@ -19,6 +20,8 @@ Program = Callable[[int], None]  # runs that many steps and waits until they are
 
 # Both the driver's names (cu...) and the runtime's (cuda...), with suffixes such as ExC and _ptsz.
 LAUNCH = re.compile(r"cu(da)?(Launch(Cooperative)?Kernel|GraphLaunch)")
+# Steps of recording a graph, or changes of one that can run already.
+CHANGE = re.compile(r"cu(da)?Graph(Create|Instantiate|ExecUpdate|Exec\w*SetParams)")
 # CUPTI reports these waits as events of the device.
 WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 
@@ -29,6 +32,7 @@ class Activity(NamedTuple):
     busy_seconds: float
     kernels: float
     launches: float
+    graph_changes: float
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
@@ -46,13 +50,16 @@ def merge(intervals: Iterable[Interval]) -> list[Interval]:
     return merged
 
 
-def summarise(device: Sequence[Interval], threads: Iterable[Iterable[Interval]], steps: int) -> Activity | None:
+def summarise(
+    device: Sequence[Interval], threads: Iterable[Iterable[Interval]], graph_changes: int, steps: int
+) -> Activity | None:
     """Averages over the steps of a trace.
 
     Args:
         device: each event of the GPU.
         threads: the calls of each host thread that launch something. A runtime call that contains a driver call is one
             launch.
+        graph_changes: calls of all threads that record or change a CUDA graph.
         steps: how many steps the trace contains.
 
     Returns:
@@ -62,7 +69,7 @@ def summarise(device: Sequence[Interval], threads: Iterable[Iterable[Interval]],
         return None
     busy = sum(end - start for start, end in merge(device))
     launches = sum(len(merge(calls)) for calls in threads)
-    return Activity(busy / 1e9 / steps, len(device) / steps, launches / steps)
+    return Activity(busy / 1e9 / steps, len(device) / steps, launches / steps, graph_changes / steps)
 
 
 def read_jax_profile(profile: Any, steps: int) -> Activity | None:
@@ -78,13 +85,16 @@ def read_jax_profile(profile: Any, steps: int) -> Activity | None:
     """
     device: list[Interval] = []
     threads: list[list[Interval]] = []
+    graph_changes = 0
     for plane in profile.planes:
         for line in plane.lines:
             if plane.name == "/device:GPU:0" and line.name.startswith("Stream"):
                 device += [(event.start_ns, event.end_ns) for event in line.events]
             elif plane.name.startswith("/host:"):
-                threads.append([(event.start_ns, event.end_ns) for event in line.events if LAUNCH.match(event.name)])
-    return summarise(device, threads, steps)
+                calls = list(line.events)
+                threads.append([(event.start_ns, event.end_ns) for event in calls if LAUNCH.match(event.name)])
+                graph_changes += sum(bool(CHANGE.match(event.name)) for event in calls)
+    return summarise(device, threads, graph_changes, steps)
 
 
 def read_torch_profile(events: Iterable[Any], steps: int) -> Activity | None:
@@ -100,6 +110,7 @@ def read_torch_profile(events: Iterable[Any], steps: int) -> Activity | None:
     """
     device: list[Interval] = []
     threads: dict[int, list[Interval]] = collections.defaultdict(list)
+    graph_changes = 0
     for event in events:
         interval = (1000 * event.time_range.start, 1000 * event.time_range.end)
         if event.device_type.name == "CUDA":
@@ -107,7 +118,9 @@ def read_torch_profile(events: Iterable[Any], steps: int) -> Activity | None:
                 device.append(interval)
         elif LAUNCH.match(event.name):
             threads[event.thread].append(interval)
-    return summarise(device, threads.values(), steps)
+        elif CHANGE.match(event.name):
+            graph_changes += 1
+    return summarise(device, threads.values(), graph_changes, steps)
 
 
 def profile_jax(program: Program, steps: int) -> Activity | None:
@@ -143,7 +156,7 @@ def profile_torch(program: Program, steps: int) -> Activity | None:
     if not torch.cuda.is_available():
         return None
     try:
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
             program(steps)
         return read_torch_profile(profiler.events() or [], steps)
     except Exception:  # as above

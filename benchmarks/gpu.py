@@ -3,7 +3,8 @@
     python -m benchmarks.gpu [--json gpu.json]
 
 It needs a GPU that JAX and PyTorch find, the extras `cuda` and `test`, and some 2 GB in the folder for temporary files.
-It is meant to take about five minutes on one H100 with 16 cores. It prints, in this order,
+On one H200 with 16 cores the parts parity and epoch took 98 s and 79 s; the whole has not been timed. It prints, in
+this order,
 
     versions    the card, its driver, and the versions of all that matters
     parity      distances from the reference's own numbers in each precision (python -m pytest -m gpu)
@@ -42,7 +43,7 @@ from proxynca_jax.errors import UserError, exit_on_user_error
 from proxynca_jax.measurement import Failure, Measurement, describe_device, in_own_process, print_table
 
 OURS = ("ours", "ours_tensorfloat32", "ours_bfloat16")
-PYTORCH = ("eager", "channels_last", "compile_graphs", "amp", "compile_graphs_amp")
+PYTORCH = ("eager", "compile_graphs", "compile_graphs_amp")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "orbax-checkpoint", "torch", "numpy")
 NOT_INSTALLED = "not installed"
 
@@ -64,12 +65,10 @@ class Settings:
     golden_options: tuple[str, ...] = ("-m", "gpu")  # which of the golden tests, for pytest
     comparisons: tuple[Comparison, ...] = (
         Comparison("train", 32, OURS + PYTORCH),
-        Comparison("train", 128, ("ours_bfloat16",)),
-        Comparison("embed", 32, OURS + PYTORCH),
-        Comparison("embed", 128, ("ours_bfloat16",)),
+        Comparison("embed", 128, ("ours_tensorfloat32", "ours_bfloat16", *PYTORCH[1:])),
         Comparison("embed", 512, ("ours_bfloat16",)),
     )
-    repeats: int = 5  # turns of each variant
+    repeats: int = 3  # turns of each variant
     training_images: int = PUBLISHED_COUNTS["cub"][0]
     test_images: int = PUBLISHED_COUNTS["cub"][1]
     classes: int = 200

@@ -31,12 +31,13 @@ code moved.
 
     the state donated (27 and 38 copies, 0.01 GB), so its addresses     float32     668           8.09
       repeat from step to step                                          bfloat16    730           4.64
+    vectors of the state packed, moments in one array, a pool's         float32     608
+      gradient from four windows, the stem by blocks (3 and 1 copies)   bfloat16    631
 
-Both programs are one CUDA graph with nothing launched outside it, in each precision. On each of eight GPUs the training
-step is 75 graphs and 217 launches outside them, since collectives stay outside.
+The last row has no bytes: 40 fusions of the optimiser each read a part of the moments, and the whole would be counted.
 
-The embedding step of 32 images with BatchNorm folded: 89 kernels and 1.86 GB in float32, 130 and 1.06 GB in bfloat16,
-no copy.
+The embedding step of 32 images with BatchNorm folded: 90 kernels and 1.87 GB in float32, 130 and 1.06 GB in bfloat16,
+no copy. Each program is one CUDA graph with nothing launched outside it, in each precision, on one GPU and on eight.
 
 The training step on each of eight H100s, 32 images on each. Some 60 of the kernels gather BatchNorm's sums from all
 devices, and about 150 more follow from there being several.
@@ -45,6 +46,8 @@ devices, and about 150 more follow from there being several.
       convolutions run during the 11 MB only                            bfloat16    911           5.65
     at most 5 MB at a time: 11 parts above 1 MB, 5 in bfloat16;         float32     873           8.44
       convolutions run during all but the last                          bfloat16    919           4.94
+    the state packed, pools and stem as above; 10 parts, 5 in bfloat16  float32     838
+                                                                        bfloat16    862
 """
 
 import argparse

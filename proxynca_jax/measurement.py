@@ -33,6 +33,7 @@ class Measurement:
     device_busy_seconds: float | None = None
     kernels: float | None = None  # copies and memsets included
     launches: float | None = None  # by the host; a CUDA graph is one
+    graph_changes: float | None = None  # by the host; none while the addresses of arrays repeat
 
     def images_per_second(self) -> float:
         return self.batch_size / self.step_seconds
@@ -72,6 +73,7 @@ COLUMNS = {  # title: width, and format of a value
     "busy ms": (8, ".1f"),
     "kernels": (7, ".0f"),
     "launches": (8, ".0f"),
+    "changes": (7, ".1f"),
     "data wait": (9, ".1%"),
     "first s": (8, ".1f"),
     "peak MB": (8, ",.0f"),
@@ -99,6 +101,7 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
             row.device_busy_seconds and 1000 * row.device_busy_seconds,
             row.kernels,
             row.launches,
+            row.graph_changes,
             row.data_wait_share,
             row.first_step_seconds,
             row.peak_mb,

@@ -18,12 +18,10 @@ from proxynca_jax.models.precision import available, has_tensorfloat32
 
 pytestmark = pytest.mark.gpu
 CLASSES, BATCH = 98, 8
-# Distances, at most, in the precisions below float32. Those after six optimiser steps are about three times what was
-# measured: losses 1.2e-2 (TF32 emulated on a CPU) and 1.5e-2 (bfloat16 on a CPU), proxies 7.5e-3 (TF32 on one H100) and
-# 1.6e-2 (bfloat16 on a CPU).
+# Distances, at most, in the precisions below float32: about three times what one H200 had, and a CPU in bfloat16.
 LOWER = {
-    "tensorfloat32": {"embedding": 1e-2, "loss": 2e-2, "six losses": 4e-2, "proxies": 2.5e-2},
-    "bfloat16": {"embedding": 4e-2, "loss": 5e-2, "six losses": 5e-2, "proxies": 5e-2},
+    "tensorfloat32": {"embedding": 1e-2, "loss": 2e-2, "six losses": 5e-2, "proxies": 2.5e-2},
+    "bfloat16": {"embedding": 7e-2, "loss": 8e-2, "six losses": 0.15, "proxies": 5e-2},
 }
 Check = Callable[..., None]
 

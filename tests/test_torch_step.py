@@ -73,7 +73,7 @@ def test_variants_that_fail_are_rows_and_the_others_stay(monkeypatch, capfd):
     sound = {row["variant"]: row for row in rows if "error" not in row}
     assert list(sound) == ["sound", "sound too"]
     assert sound["sound"]["images_per_second"] > 0
-    assert (sound["sound"]["kernels"], sound["sound"]["launches"]) == (7, 3)
+    assert [sound["sound"][name] for name in ("kernels", "launches", "graph_changes")] == [7, 3, 0.5]
     assert "Traceback" not in out
     assert err.count("Traceback") == 2
 
@@ -178,12 +178,12 @@ ROW = Measurement("train", "mine", 32, step_seconds=0.5, first_step_seconds=20.0
 
 
 def test_columns_without_a_value_are_empty(capsys):
-    busy = dataclasses.replace(ROW, device_busy_seconds=0.25, kernels=641.0, launches=12.4)
+    busy = dataclasses.replace(ROW, device_busy_seconds=0.25, kernels=641.0, launches=12.4, graph_changes=0.25)
     unknown = dataclasses.replace(ROW, peak_flops=None)
     print_table([busy, ROW, unknown], ROW)
     titles, *lines = capsys.readouterr().out.splitlines()
     assert titles.split()[3:8] == ["images/s", "ratio", "step", "ms", "busy"]
-    assert lines[0].split()[1:7] == ["64.0", "1.00", "500.0", "250.0", "641", "12"]
+    assert lines[0].split()[1:8] == ["64.0", "1.00", "500.0", "250.0", "641", "12", "0.2"]
     assert lines[1].split() == ["mine", "64.0", "1.00", "500.0", "20.0", "100", "78.7%"]
     assert lines[2].split() == lines[1].split()[:-1]
     assert {len(line) for line in lines} == {len(titles)}
@@ -228,7 +228,7 @@ GPU = plane(
 )
 HOST = plane(
     "/host:CPU",
-    ["cuLaunchKernelEx", "cuGraphLaunch", "cudaGraphLaunch", "cuMemcpyAsync", "cuLaunchHostFunc"],
+    ["cuLaunchKernelEx", "cuGraphLaunch (CudaGraph:471)", "cudaGraphLaunch", "cuMemcpyAsync", "cuGraphExecUpdate"],
     line("one thread", (0, 0, 10), (2, 20, 10), (1, 22, 5), (3, 40, 10), (4, 60, 10)),  # the second calls the third
     line("another thread", (0, 5, 10)),
 )
@@ -237,7 +237,7 @@ HOST = plane(
 def test_a_profile_of_jax():
     other = plane("/device:GPU:1", ["fusion"], line("Stream #1", (0, 0, 1000)))
     profile = ProfileData.from_text_proto(GPU + other + HOST)
-    assert read_jax_profile(profile, steps=2) == Activity(pytest.approx(300e-9), kernels=2, launches=1.5)
+    assert read_jax_profile(profile, steps=2) == Activity(pytest.approx(300e-9), kernels=2, launches=1.5, graph_changes=0.5)
     assert read_jax_profile(ProfileData.from_text_proto(HOST), steps=2) is None
 
 
@@ -251,6 +251,7 @@ def test_a_profile_of_pytorch():
         torch_event("cudaLaunchKernelExC", 0, 2, device=DeviceType.CPU),
         torch_event("cuLaunchKernelEx", 1, 2, device=DeviceType.CPU),  # by the call above
         torch_event("cudaGraphLaunch", 1, 3, device=DeviceType.CPU, thread=2),
+        torch_event("cudaGraphExecKernelNodeSetParams", 4, 5, device=DeviceType.CPU),
         torch_event("aten::conv2d", 0, 9, device=DeviceType.CPU),
     ]
     events = [
@@ -261,7 +262,7 @@ def test_a_profile_of_pytorch():
         torch_event("Context Sync", 0, 90),
         torch_event("conv", 0, 90, index=1),
     ]
-    assert read_torch_profile(events, steps=2) == Activity(pytest.approx(2.5e-6), kernels=1, launches=1)
+    assert read_torch_profile(events, steps=2) == Activity(pytest.approx(2.5e-6), kernels=1, launches=1, graph_changes=0.5)
     assert read_torch_profile(launches, steps=2) is None
 
 
