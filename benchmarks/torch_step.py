@@ -27,7 +27,8 @@ where a failed row has an "error". The exit status is 1 if every row failed.
 
 On a GPU ten more steps run under the library's profiler. "busy ms" is the time of a step in which the GPU computes or
 copies, "kernels" counts what it ran, and "launches" counts the host's calls that started it; a CUDA graph is one
-launch. "changes" counts the calls that record or change a CUDA graph, because addresses were new. Before it embeds, our program folds BatchNorm into the weights, so these columns contain a tenth of that.
+launch. "changes" counts the calls that record or change a CUDA graph, because addresses were new. Before it embeds, our
+program folds BatchNorm into the weights, so these columns contain a tenth of that.
 """
 
 import argparse

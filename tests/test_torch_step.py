@@ -237,7 +237,8 @@ HOST = plane(
 def test_a_profile_of_jax():
     other = plane("/device:GPU:1", ["fusion"], line("Stream #1", (0, 0, 1000)))
     profile = ProfileData.from_text_proto(GPU + other + HOST)
-    assert read_jax_profile(profile, steps=2) == Activity(pytest.approx(300e-9), kernels=2, launches=1.5, graph_changes=0.5)
+    expected = Activity(pytest.approx(300e-9), kernels=2, launches=1.5, graph_changes=0.5)
+    assert read_jax_profile(profile, steps=2) == expected
     assert read_jax_profile(ProfileData.from_text_proto(HOST), steps=2) is None
 
 
@@ -262,7 +263,8 @@ def test_a_profile_of_pytorch():
         torch_event("Context Sync", 0, 90),
         torch_event("conv", 0, 90, index=1),
     ]
-    assert read_torch_profile(events, steps=2) == Activity(pytest.approx(2.5e-6), kernels=1, launches=1, graph_changes=0.5)
+    expected = Activity(pytest.approx(2.5e-6), kernels=1, launches=1, graph_changes=0.5)
+    assert read_torch_profile(events, steps=2) == expected
     assert read_torch_profile(launches, steps=2) is None
 
 
