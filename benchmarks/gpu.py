@@ -37,10 +37,11 @@ from typing import Any, NamedTuple
 import proxynca_jax
 from benchmarks import gpu_run, torch_step
 from benchmarks.workers import describe
-from proxynca_jax.atomic_file import replace_file
 from proxynca_jax.data.split import PUBLISHED_COUNTS
-from proxynca_jax.errors import UserError, exit_on_user_error
-from proxynca_jax.measurement import Failure, Measurement, describe_device, in_own_process, print_table
+from proxynca_jax.errors import UserError
+from proxynca_jax.machine.atomic_file import replace_file
+from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.report.speed_table import Failure, Measurement, describe_device, in_own_process, print_table
 
 OURS = ("ours", "ours_tensorfloat32", "ours_bfloat16")
 PYTORCH = ("eager", "compile_graphs", "compile_graphs_amp")

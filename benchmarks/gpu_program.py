@@ -66,11 +66,12 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, Sharding
 
 from proxynca_jax import steps
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, LossConfig, ModelConfig, OptimConfig
-from proxynca_jax.layout import AXIS, Layout
-from proxynca_jax.model_flops import DATASHEET, TRAINING, forward_flops
+from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.peak_flops import DATASHEET
+from proxynca_jax.models.flops import TRAINING, forward_flops
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.sharding import AXIS, Layout
 
 # XLA's own words for an H100 of 80 GB (SXM).
 H100 = """

@@ -19,7 +19,7 @@ from absl import logging
 from PIL import Image
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.metric_log import Record
+from proxynca_jax.runs.log import Record
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 375, 500  # pixels, of most of CUB's photographs

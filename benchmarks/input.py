@@ -52,13 +52,13 @@ import PIL.Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import input_reference
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, DataConfig
 from proxynca_jax.data.cache import cached
 from proxynca_jax.data.datasets import FileImages
 from proxynca_jax.data.pipeline import Batch, crop_batches, evaluation_batches, training_batches
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import crop_and_resize, decode, draw_crop, image_size
+from proxynca_jax.machine.arguments import integer
 
 BATCH = 32
 PASSES = 4  # over the images in a measurement

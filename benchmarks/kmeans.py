@@ -24,8 +24,8 @@ import sys
 import time
 
 from benchmarks.metrics import SIZES, make_embeddings
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT
+from proxynca_jax.machine.arguments import integer
 from proxynca_jax.metrics.clustering import nmi
 
 RESTARTS = {"cub": 10, "cars": 10, "sop": 1}

@@ -37,8 +37,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.metrics_rivals import KS, PACKAGES
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT
+from proxynca_jax.machine.arguments import integer
 
 
 class Size(NamedTuple):

@@ -27,13 +27,14 @@ from jax.profiler import ProfileData
 
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.measurement import STEPS
-from proxynca_jax.model_flops import TRAINING, forward_flops, measured_matmul
-from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.host_memory import keep_freed_memory
+from proxynca_jax.machine.peak_flops import measured_matmul
+from proxynca_jax.models.flops import TRAINING, forward_flops
+from proxynca_jax.models.network import BN_INCEPTION
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.report.speed_table import STEPS
 
 COPY_BYTES = 1 << 30  # more than the caches hold
 REST = "BatchNorm, ReLU, loss, Adam"

@@ -46,11 +46,14 @@ import numpy as np
 
 from benchmarks.device_busy import Program, profile_jax, profile_torch
 from benchmarks.workers import Timing, Variant, measure_in_turns
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.measurement import (
+from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.host_memory import keep_freed_memory
+from proxynca_jax.machine.peak_flops import peak_flops
+from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.machine.xla_messages import hide_xla_warnings
+from proxynca_jax.report.speed_table import (
     STEPS,
     Failure,
     Measurement,
@@ -60,9 +63,6 @@ from proxynca_jax.measurement import (
     print_table,
     process_peak_mb,
 )
-from proxynca_jax.model_flops import peak_flops
-from proxynca_jax.models.precision import computed_in
-from proxynca_jax.xla_messages import hide_xla_warnings
 
 CLASSES = 100  # CUB's
 CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile

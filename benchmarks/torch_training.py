@@ -9,7 +9,7 @@ from proxynca_jax.config import LossConfig, OptimConfig
 def proxy_nca(
     embeddings: torch.Tensor, proxies: torch.Tensor, labels: torch.Tensor, config: LossConfig
 ) -> torch.Tensor:
-    """The batch's mean loss, as `proxynca_jax.losses.proxy_nca` has it."""
+    """The batch's mean loss, as `proxynca_jax.losses.proxy_nca.proxy_nca` has it."""
     x = config.embedding_scale * functional.normalize(embeddings)
     p = config.proxy_scale * functional.normalize(proxies)
     others = config.label_smoothing / (len(p) - 1)

@@ -19,9 +19,10 @@ from jaxtyping import Shaped
 
 from convert import rules, torch_files
 from proxynca_jax import steps, weights
-from proxynca_jax.checkpoint import Checkpoints
-from proxynca_jax.errors import UserError, exit_on_user_error
-from proxynca_jax.run_folder import read_config
+from proxynca_jax.errors import UserError
+from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.folder import read_config
 
 DEFAULT_OUTPUT = pathlib.Path("weights/bn_inception.safetensors")
 # `net/bn_inception_weights_pt04.pt` of the reference repository.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from proxynca_jax.atomic_file import replace_file
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.weights import METADATA_KEY, read_safetensors
 
 WRAPPERS = ("state_dict", "model")  # entries of a training checkpoint that hold the state dict

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from proxynca_jax.models.bn_inception import BLOCKS, FEATURES, MAX_POOLED
-from proxynca_jax.models.embedder import BN_INCEPTION
 from proxynca_jax.models.layers import BATCH_NORM_EPSILON
+from proxynca_jax.models.network import BN_INCEPTION
 
 Stage = tuple[str, Float[torch.Tensor, "batch ..."]]
 HEADS = ("last_linear", "embedding_layer")

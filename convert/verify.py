@@ -17,7 +17,7 @@ from convert.torch_files import read_state_dict
 from convert.torch_network import from_state_dict
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.models.embedder import BN_INCEPTION, normalise, unit_vectors
+from proxynca_jax.models.network import BN_INCEPTION, normalise, unit_vectors
 from proxynca_jax.steps import Tree, init_network
 from proxynca_jax.weights import flatten, load_pretrained, mismatches, read
 

@@ -7,7 +7,7 @@ runs in a process of its own. What comes first, compilation included, is timed a
 follow steps that are not counted and those that are, one after the other as in training: "step" is their mean, waits
 for images included, and "data wait" the share of the time for which the device had nothing to do but wait for images.
 Memory is the device's peak or, where a device does not tell, the peak of the process above what it held with the
-libraries loaded, compiler included. MFU is the model FLOP of a step (`model_flops`) over what the device could have
+libraries loaded, compiler included. MFU is the model FLOP of a step (`models.flops`) over what the device could have
 done in that time at its peak. A GPU's rows become seconds an epoch of CUB, Cars and SOP, estimated. The last line is
 all of it as JSON.
 """
@@ -28,19 +28,19 @@ import numpy as np
 from PIL import Image
 
 from proxynca_jax import steps
-from proxynca_jax.arguments import integer
 from proxynca_jax.config import COMPUTE_DTYPES, PAIR, PLACEMENTS, DataConfig, ModelConfig, TrainConfig
 from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.layout import Layout
-from proxynca_jax.measurement import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
-from proxynca_jax.model_flops import peak_flops
-from proxynca_jax.models.precision import available
+from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.host_memory import keep_freed_memory
+from proxynca_jax.machine.peak_flops import peak_flops
+from proxynca_jax.machine.precision import available
+from proxynca_jax.machine.progress import Stalls
+from proxynca_jax.machine.xla_messages import hide_xla_warnings
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.stalls import Stalls
-from proxynca_jax.xla_messages import hide_xla_warnings
+from proxynca_jax.report.speed_table import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
+from proxynca_jax.sharding import Layout
 
 CLASSES = 100  # CUB's
 PHOTOGRAPHS = 64  # different ones, used again and again

@@ -10,11 +10,11 @@ folder. Takes seconds, reads no images, and needs no accelerator. Data sets with
 import argparse
 import pathlib
 
-from proxynca_jax.comparison.picture import draw
-from proxynca_jax.comparison.reference import REFERENCES, find_reference
-from proxynca_jax.comparison.report import describe
-from proxynca_jax.comparison.runs import read_runs
-from proxynca_jax.errors import exit_on_user_error
+from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.report.picture import draw
+from proxynca_jax.report.reference import REFERENCES, find_reference
+from proxynca_jax.report.report import describe
+from proxynca_jax.report.runs import read_runs
 
 
 def main(arguments: list[str] | None = None) -> None:

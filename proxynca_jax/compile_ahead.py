@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from proxynca_jax import steps
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.resident import ResidentImages
-from proxynca_jax.layout import Layout
+from proxynca_jax.sharding import Layout
 
 # JAX reports the seconds that it spends on these, whatever program they are for.
 COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")

@@ -17,24 +17,21 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from proxynca_jax.arguments import NO_GRAPHS
-from proxynca_jax.checkpoint import KINDS
-from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import IMAGE_SUFFIXES, FileImages, load_splits
 from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import Split
-from proxynca_jax.embedding_files import Contents, check_output, write_embeddings
-from proxynca_jax.errors import UserError, exit_on_user_error
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.interrupt import Interrupted, stop_on_signal
-from proxynca_jax.metric_card import versions
-from proxynca_jax.models.embedder import BN_INCEPTION
-from proxynca_jax.models.precision import computed_in
-from proxynca_jax.scoring import embed_batches, load_network
-from proxynca_jax.xla_messages import hide_xla_warnings
+from proxynca_jax.embedder import embed_batches, load_network
+from proxynca_jax.errors import UserError
+from proxynca_jax.machine.arguments import NO_GRAPHS
+from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
+from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.models.network import BN_INCEPTION
+from proxynca_jax.report.metric_card import versions
+from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
 
 SPLITS = ("train", "test")  # in the order of `load_splits`; train holds a validation protocol's classes too
 
@@ -56,12 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
-    try:
-        with exit_on_user_error(), stop_on_signal() as check:
+    with exit_on_user_error(), stop_on_signal() as check:
+        try:
             _embed(options, check)
-    except Interrupted:
-        print(f"stopped; nothing was written to {options.output}", file=sys.stderr)
-        sys.exit(130)
+        except Interrupted:
+            print(f"stopped; nothing was written to {options.output}", file=sys.stderr)
+            raise
 
 
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -123,8 +120,5 @@ def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
-    keep_freed_memory()
-    keep_compiled_programs()
-    hide_xla_warnings()
+    prepare_process()
     main()

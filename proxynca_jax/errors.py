@@ -1,9 +1,7 @@
-"""How a mistake of the user's reaches the user: one message, no traceback, exit status 1."""
+"""Errors that the user can correct. Commands print their message without a traceback and exit with status 1."""
 
-import contextlib
 import difflib
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -15,12 +13,3 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     guess = difflib.get_close_matches(name, valid, n=1)
     return f"{f'did you mean {guess[0]!r}? ' if guess else ''}Valid names: {', '.join(valid)}."
-
-
-@contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` inside the block into its message on standard error and exit status 1."""
-    try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}")

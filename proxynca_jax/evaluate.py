@@ -13,23 +13,20 @@ import argparse
 import pathlib
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float, Int
 
-from proxynca_jax.arguments import NO_GRAPHS, integer
-from proxynca_jax.checkpoint import KINDS
-from proxynca_jax.compilation_cache import keep_compiled_programs
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.embedding_files import read_about, read_embeddings
-from proxynca_jax.errors import UserError, exit_on_user_error
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.metric_card import metric_card
-from proxynca_jax.metric_log import describe_scores
+from proxynca_jax.embedder import embed, load_network
+from proxynca_jax.errors import UserError
+from proxynca_jax.machine.arguments import NO_GRAPHS, integer
+from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
-from proxynca_jax.models.precision import computed_in
-from proxynca_jax.scoring import embed, load_network, score, score_at_r
-from proxynca_jax.xla_messages import hide_xla_warnings
+from proxynca_jax.report.metric_card import metric_card
+from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.runs.embedding_files import read_about, read_embeddings
+from proxynca_jax.scores import describe_scores, score, score_at_r
 
 SETTINGS = (
     "recall_at",
@@ -120,8 +117,5 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
-    keep_freed_memory()
-    keep_compiled_programs()
-    hide_xla_warnings()
+    prepare_process()
     main()

@@ -13,10 +13,10 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, UInt8
 
 from proxynca_jax.config import LossConfig, ModelConfig
-from proxynca_jax.layout import Layout
-from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca_without_positive
-from proxynca_jax.models.embedder import Embedder
+from proxynca_jax.losses.proxy_nca import negative_squared_distances, proxy_nca, proxy_nca_without_positive
+from proxynca_jax.models.network import Embedder
 from proxynca_jax.packing import Packed, pack, unpack
+from proxynca_jax.sharding import Layout
 
 Tree = dict[str, Any]
 Batch = dict[str, Array]  # "label" and what its images are made from, as the input pipeline gives it

@@ -14,7 +14,6 @@ import functools
 import math
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from proxynca_jax import processes, steps
-from proxynca_jax.arguments import NO_GRAPHS
-from proxynca_jax.checkpoint import Checkpoints
-from proxynca_jax.compilation_cache import keep_compiled_programs
+from proxynca_jax import steps
 from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.data.cache import cached, cached_crops
@@ -37,18 +33,21 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_plac
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
-from proxynca_jax.errors import UserError, exit_on_user_error, nearest
-from proxynca_jax.host_memory import keep_freed_memory
-from proxynca_jax.interrupt import Interrupted, stop_on_signal
-from proxynca_jax.layout import Layout
-from proxynca_jax.metric_log import MetricLog, Progress, Record, describe_scores
-from proxynca_jax.models.precision import computed_in
+from proxynca_jax.embedder import embed
+from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine import processes
+from proxynca_jax.machine.arguments import NO_GRAPHS
+from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
+from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.run_folder import open_run
-from proxynca_jax.scoring import embed, score
-from proxynca_jax.stalls import Stalls
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.log import MetricLog, Record
+from proxynca_jax.scores import describe_scores, score
+from proxynca_jax.sharding import Layout
 from proxynca_jax.weights import load_pretrained
-from proxynca_jax.xla_messages import hide_xla_warnings
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
 REFERENCE_DATASETS = ("cub", "cars", "sop")
@@ -374,12 +373,6 @@ def main(_arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its steps
-    keep_freed_memory()
-    keep_compiled_programs()
-    hide_xla_warnings()
+    prepare_process()
     with exit_on_user_error():
-        try:
-            app.run(main, flags_parser=_parse_flags)
-        except Interrupted:
-            sys.exit(130)
+        app.run(main, flags_parser=_parse_flags)

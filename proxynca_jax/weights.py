@@ -20,9 +20,9 @@ from flax import traverse_util
 from jaxtyping import Shaped
 
 import proxynca_jax
-from proxynca_jax.atomic_file import replace_file
 from proxynca_jax.errors import UserError
-from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.machine.atomic_file import replace_file
+from proxynca_jax.models.network import BN_INCEPTION
 from proxynca_jax.steps import Tree
 
 # All metadata is one JSON string under this key: safetensors writes several keys in an order that changes from run to

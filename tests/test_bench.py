@@ -8,7 +8,7 @@ import pytest
 
 from proxynca_jax import bench
 from proxynca_jax.data.transforms import decode
-from proxynca_jax.measurement import Measurement, print_table
+from proxynca_jax.report.speed_table import Measurement, print_table
 
 ROW = Measurement(
     step="train",

@@ -16,7 +16,7 @@ from proxynca_jax.data.pipeline import evaluation_batches, training_batches
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
-from proxynca_jax.interrupt import Interrupted
+from proxynca_jax.machine.interrupt import Interrupted
 
 SIDE = 40  # pixels, less than the longer side of the tree's images
 

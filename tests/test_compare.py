@@ -9,11 +9,11 @@ from PIL import Image
 from written_runs import ALIKE, flat, shifted, write_run
 
 from proxynca_jax import compare
-from proxynca_jax.comparison.reference import REFERENCES, other_settings
-from proxynca_jax.comparison.runs import best_epoch, read_runs
-from proxynca_jax.comparison.summary import estimate, median_seconds, summarise
 from proxynca_jax.errors import UserError
-from proxynca_jax.metric_log import Record
+from proxynca_jax.report.reference import REFERENCES, other_settings
+from proxynca_jax.report.runs import best_epoch, read_runs
+from proxynca_jax.report.summary import estimate, median_seconds, summarise
+from proxynca_jax.runs.log import Record
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

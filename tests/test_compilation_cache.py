@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import jax
-from proxynca_jax.compilation_cache import keep_compiled_programs
+from proxynca_jax.machine.compilation_cache import keep_compiled_programs
 
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))

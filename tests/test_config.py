@@ -11,7 +11,7 @@ import pytest
 
 from proxynca_jax.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig, flatten
 from proxynca_jax.errors import UserError
-from proxynca_jax.run_folder import open_run, read_config
+from proxynca_jax.runs.folder import open_run, read_config
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 

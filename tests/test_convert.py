@@ -20,7 +20,7 @@ from convert.torch_network import from_state_dict
 from proxynca_jax import steps, weights
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.models.embedder import Preprocessing
+from proxynca_jax.models.network import Preprocessing
 
 WIDTH = 64
 

@@ -11,12 +11,14 @@ import pytest
 import trees
 from tiny import TinyEmbedder
 
-from proxynca_jax import embed, embedding_files, evaluate, metric_log, steps
-from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax import embed, evaluate, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from proxynca_jax.embedding_files import Contents, read_embeddings, write_embeddings
+from proxynca_jax.machine import progress
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.run_folder import open_run
+from proxynca_jax.runs import embedding_files
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.embedding_files import Contents, read_embeddings, write_embeddings
+from proxynca_jax.runs.folder import open_run
 
 FORMATS = pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 STEP, BATCH, DIM = 12, 8, 8
@@ -115,7 +117,7 @@ def test_a_truncated_image_is_named_and_leaves_no_file(run, suffix, tmp_path):
 def test_ctrl_c_keeps_the_file_that_was_there(run, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out.parquet"
     output.write_text("before")
-    monkeypatch.setattr(metric_log.Progress, "advance", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(progress.Progress, "advance", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="130"):
         embed.main(["--run", str(run), "--split", "train", "--output", str(output)])
     assert capsys.readouterr() == ("", f"stopped; nothing was written to {output}\n")

@@ -8,8 +8,8 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from proxynca_jax.models.embedder import BN_INCEPTION, Embedder, Linear, Preprocessing, normalise, unit_vectors
 from proxynca_jax.models.layers import BatchNorm
+from proxynca_jax.models.network import BN_INCEPTION, Embedder, Linear, Preprocessing, normalise, unit_vectors
 
 
 def leaves(seed: int) -> dict[tuple, jax.Array]:

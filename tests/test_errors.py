@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-from proxynca_jax.errors import UserError, exit_on_user_error, nearest
+from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine.command import exit_on_user_error
 
 PROGRAM = """
-from proxynca_jax.errors import UserError, exit_on_user_error
+from proxynca_jax.errors import UserError
+from proxynca_jax.machine.command import exit_on_user_error
 with exit_on_user_error():
     raise UserError("no such file: α.jpg")
 """

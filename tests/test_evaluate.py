@@ -10,7 +10,7 @@ import pytest
 
 from proxynca_jax import evaluate
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.run_folder import open_run
+from proxynca_jax.runs.folder import open_run
 
 # Six images on a circle, three classes, the last with one image. In their order, the ranks of the five others are
 # 1, 1, 1, 3 and 2. Of the class "ant", R = 2, each finds one image, as its second: average precision 1/4, R-precision

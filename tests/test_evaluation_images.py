@@ -21,9 +21,9 @@ from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE, choose_place, evaluation_source
 from proxynca_jax.data.pipeline import evaluation_batches
 from proxynca_jax.data.split import Split
+from proxynca_jax.embedder import embed
 from proxynca_jax.errors import UserError
-from proxynca_jax.layout import AXIS, Layout
-from proxynca_jax.scoring import embed
+from proxynca_jax.sharding import AXIS, Layout
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PLACES = (DEVICE, HOST, CACHE, NOWHERE)

@@ -6,8 +6,8 @@ import jax
 import psutil
 import pytest
 
-from proxynca_jax import free_memory
-from proxynca_jax.free_memory import free_on_device, free_on_host
+from proxynca_jax.machine import free_memory
+from proxynca_jax.machine.free_memory import free_on_device, free_on_host
 
 UNLIMITED = 2**63 - 4096  # what version 1 calls no limit
 FILES = {

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data import glyphs
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import glyphs, load_splits
 from proxynca_jax.data.split import Split
 from proxynca_jax.metrics.retrieval import ranks, recall_at_k
 

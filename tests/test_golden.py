@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from proxynca_jax import optim, steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
-from proxynca_jax.models.embedder import normalise
-from proxynca_jax.models.precision import available, has_tensorfloat32
+from proxynca_jax.machine.precision import available, has_tensorfloat32
+from proxynca_jax.models.network import normalise
 
 pytestmark = pytest.mark.gpu
 CLASSES, BATCH = 98, 8

@@ -18,7 +18,7 @@ from proxynca_jax.config import DataConfig
 from proxynca_jax.data.datasets import load_splits
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
-from proxynca_jax.measurement import STEPS, Measurement
+from proxynca_jax.report.speed_table import STEPS, Measurement
 
 TINY = Settings(
     golden_options=("-k", "embedding_in_inference"),

@@ -8,7 +8,7 @@ import pytest
 
 PAGES_ANEW = """
 import resource, sys, threading
-from proxynca_jax import host_memory
+from proxynca_jax.machine import host_memory
 
 host_memory.entry_points = lambda group: ["cuda"] if "accelerator" in sys.argv else []
 if "keep" in sys.argv:

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from torch.nn import functional
 
 from proxynca_jax.config import LossConfig
-from proxynca_jax.losses import negative_squared_distances, proxy_nca, proxy_nca_without_positive
+from proxynca_jax.losses.proxy_nca import negative_squared_distances, proxy_nca, proxy_nca_without_positive
 from proxynca_jax.steps import make_loss
 
 # Scaled to length 3, the embedding is (1.8, 2.4); scaled to length 1, the proxies are (1, 0), (0, 1) and (-1, 0).

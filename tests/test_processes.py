@@ -15,9 +15,9 @@ import trees
 from test_train import EPOCH_STEPS, records, small
 
 from proxynca_jax import steps, train
-from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.run_folder import open_run
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.folder import open_run
 
 REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 4
@@ -27,12 +27,13 @@ PROGRAM = """
 import os, signal, sys, time
 import tiny
 from absl import app, logging
-from proxynca_jax import metric_log, steps, train
+from proxynca_jax import steps, train
+from proxynca_jax.machine import progress
 
 batches, number, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 logging.set_verbosity(logging.WARNING)
 steps.Embedder = tiny.TinyEmbedder
-advance, seen = metric_log.Progress.advance, 0
+advance, seen = progress.Progress.advance, 0
 
 def advance_and_signal(self, images):
     global seen
@@ -42,7 +43,7 @@ def advance_and_signal(self, images):
         os.kill(os.getpid(), number)
     time.sleep(0.5 if 0 < batches <= seen else 0)
 
-metric_log.Progress.advance = advance_and_signal
+progress.Progress.advance = advance_and_signal
 try:
     app.run(train.main, flags_parser=train._parse_flags, argv=["train", *arguments])
 except train.Interrupted:

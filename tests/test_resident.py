@@ -15,7 +15,7 @@ from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Box, crop_and_resize, draw_crop
 from proxynca_jax.errors import UserError
-from proxynca_jax.layout import Layout
+from proxynca_jax.sharding import Layout
 
 GOLDEN = np.load(Path(__file__).parent / "golden/golden_pixels.npz")
 MEAN_LEVELS = 0.05  # mean distance from Pillow, of 255: where the true value lies half-way between two levels

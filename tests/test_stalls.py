@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from proxynca_jax import stalls
-from proxynca_jax.stalls import Stalls
+from proxynca_jax.machine import progress
+from proxynca_jax.machine.progress import Stalls
 
 
 class Computation:
@@ -26,7 +26,7 @@ class Computation:
 @pytest.fixture
 def clock(monkeypatch):
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(stalls, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

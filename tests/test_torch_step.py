@@ -22,7 +22,7 @@ from benchmarks.torch_training import make_adam
 from benchmarks.workers import Timing, VariantError, measure_in_turns
 from proxynca_jax.config import OptimConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.measurement import Failure, Measurement, print_table
+from proxynca_jax.report.speed_table import Failure, Measurement, print_table
 
 TURNS = fake_variants.BEFORE_TURNS
 on_cpu = pytest.mark.skipif(

@@ -16,8 +16,7 @@ from tiny import TinyEmbedder
 
 from convert import __main__ as command
 from convert.torch_network import from_state_dict
-from proxynca_jax import metric_log, steps, train, weights
-from proxynca_jax.checkpoint import Checkpoints
+from proxynca_jax import steps, train, weights
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import pipeline
@@ -26,10 +25,13 @@ from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE
 from proxynca_jax.data.resident import crops
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
-from proxynca_jax.interrupt import Interrupted
-from proxynca_jax.models.precision import computed_in
+from proxynca_jax.machine import progress
+from proxynca_jax.machine.interrupt import Interrupted
+from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.run_folder import open_run
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.log import Record
 
 BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
 
@@ -68,11 +70,11 @@ def small(root: pathlib.Path, placement: str = "host", **optim) -> TrainConfig:
     )
 
 
-def records(run: pathlib.Path) -> list[metric_log.Record]:
+def records(run: pathlib.Path) -> list[Record]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def timeless(run: pathlib.Path) -> list[metric_log.Record]:
+def timeless(run: pathlib.Path) -> list[Record]:
     """The records without what differs from one execution to the next."""
     clocks = ("train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds")
     return [{name: value for name, value in record.items() if name not in clocks} for record in records(run)]
@@ -133,7 +135,7 @@ def test_a_run_leaves_records_log_and_states(whole):
 def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkeypatch, placement, stop_after):
     whole = request.getfixturevalue("whole" if placement == "host" else "whole_on_device")
     seen = 0
-    advance = metric_log.Progress.advance
+    advance = progress.Progress.advance
 
     def advance_and_stop(self, images):
         nonlocal seen
@@ -144,7 +146,7 @@ def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkey
 
     run = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(metric_log.Progress, "advance", advance_and_stop)
+        patch.setattr(progress.Progress, "advance", advance_and_stop)
         with pytest.raises(Interrupted):
             train.train(small(root, placement), run)
     assert len(records(run)) < len(records(whole))

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from proxynca_jax.xla_messages import LEVEL, hide_xla_warnings
+from proxynca_jax.machine.xla_messages import LEVEL, hide_xla_warnings
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "2"), ("1", "2"), ("0", "0"), ("3", "3")])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from proxynca_jax.models.embedder import normalise, unit_vectors
 from proxynca_jax.models.layers import BatchNorm, batch_norm_relu
+from proxynca_jax.models.network import normalise, unit_vectors
 
 
 class TinyEmbedder(nnx.Module):

@@ -4,9 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from proxynca_jax.comparison.reference import REFERENCES
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.metric_log import Record
+from proxynca_jax.report.reference import REFERENCES
+from proxynca_jax.runs.log import Record
 
 ALIKE = REFERENCES["cub"].records  # a run that scores as the reference does
 

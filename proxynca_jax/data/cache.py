@@ -14,14 +14,14 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from proxynca_jax.atomic_file import replacing
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.pipeline import evaluation_crops, whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels
 from proxynca_jax.errors import UserError
-from proxynca_jax.interrupt import never
-from proxynca_jax.metric_log import Progress
+from proxynca_jax.machine.atomic_file import replacing
+from proxynca_jax.machine.interrupt import never
+from proxynca_jax.machine.progress import Progress
 
 FORMAT = 1  # of a record: height and width as two little-endian uint32, then RGB rows
 # One image a group, so that one can be read alone; photographs as pixels hardly compress.

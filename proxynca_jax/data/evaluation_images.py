@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import jax
 
-from proxynca_jax import processes
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.pipeline import Batch, evaluation_batches, prefetch_to_device
 from proxynca_jax.data.split import Split
-from proxynca_jax.free_memory import free_on_device, free_on_host
-from proxynca_jax.layout import Layout
+from proxynca_jax.machine import processes
+from proxynca_jax.machine.free_memory import free_on_device, free_on_host
+from proxynca_jax.sharding import Layout
 
 T = TypeVar("T")
 Source = Callable[[], Generator[T, None, None]]  # each call starts a new pass over the same items

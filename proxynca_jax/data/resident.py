@@ -18,10 +18,10 @@ from proxynca_jax.data.pipeline import whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import image_size, shrunk_size
 from proxynca_jax.errors import UserError
-from proxynca_jax.free_memory import free_on_device, free_on_host
-from proxynca_jax.interrupt import never
-from proxynca_jax.layout import Layout
-from proxynca_jax.metric_log import Progress
+from proxynca_jax.machine.free_memory import free_on_device, free_on_host
+from proxynca_jax.machine.interrupt import never
+from proxynca_jax.machine.progress import Progress
+from proxynca_jax.sharding import Layout
 
 UPLOAD_IMAGES = 32  # at a time
 IMAGES_SHARE = 0.75  # of the device's free memory that images may take; the rest is for the training step

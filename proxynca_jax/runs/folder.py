@@ -4,8 +4,8 @@ import dataclasses
 import json
 import pathlib
 
-from proxynca_jax import processes
-from proxynca_jax.atomic_file import replace_file
+from proxynca_jax.machine import processes
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
 
@@ -16,7 +16,7 @@ CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxync
 
 import pathlib
 
-from proxynca_jax.run_folder import read_config
+from proxynca_jax.runs.folder import read_config
 
 
 def get_config():

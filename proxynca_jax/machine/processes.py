@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.metric_log import Record
+from proxynca_jax.runs.log import Record
 
 RECORD_BYTES = 2**16  # room for a record as JSON, which all processes have to expect in the same size
 # How long a process that failed waits for the others, who wait for it, before all are ended.

@@ -1,8 +1,4 @@
-"""Model FLOP: what the network's arithmetic costs by its table of layers, however it is computed, and what devices can.
-
-A multiplication and an addition are two. Convolutions and the embedding layer count; BatchNorm, ReLU, pools, loss and
-optimiser, which move memory rather than compute, do not.
-"""
+"""FLOP/s that devices can reach: datasheets, or a measured matrix product."""
 
 import functools
 import time
@@ -10,10 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from proxynca_jax.models.bn_inception import BLOCKS, FEATURES
-from proxynca_jax.models.precision import PRECISIONS, activation_dtype
-
-TRAINING = 3  # passes' worth: forward, and backward to the weights and to the layer's input
+from proxynca_jax.machine.precision import PRECISIONS, activation_dtype
 
 # Dense FLOP/s by the beginning of the device kind, from NVIDIA's datasheets, where figures with sparsity are halved.
 # TF32 and bfloat16 are the tensor cores'; float32 is the other cores'.
@@ -26,26 +19,6 @@ DATASHEET: dict[str, dict[str, float]] = {
 }
 MATMUL_SIDE = 2048
 MATMUL_REPEATS = 5
-
-
-def forward_flops(image_size: int, embedding_dim: int) -> int:
-    """FLOP of embedding one image.
-
-    Args:
-        image_size: pixels, one on which the network closes.
-        embedding_dim: D.
-    """
-    side = (image_size + 1) // 2
-    products = side**2 * 7 * 7 * 3 * 64
-    side //= 2
-    products += side**2 * (64 * 64 + 9 * 64 * 192)
-    side //= 2
-    for inputs, (one, three_reduce, three, double_reduce, double_1, double_2, projection) in BLOCKS.values():
-        products += side**2 * inputs * (one + three_reduce + double_reduce + projection)
-        products += side**2 * 9 * double_reduce * double_1
-        side = side if one else side // 2
-        products += side**2 * 9 * (three_reduce * three + double_1 * double_2)
-    return 2 * (products + FEATURES * embedding_dim)
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
-from proxynca_jax.metric_log import MetricLog, Record
-from proxynca_jax.run_folder import FREE_TO_CHANGE, read_config
+from proxynca_jax.runs.folder import FREE_TO_CHANGE, read_config
+from proxynca_jax.runs.log import MetricLog, Record
 
 CHOSEN_BY = "recall_at_1"  # marks the best epoch, as in the reference's README
 MAY_DIFFER = FREE_TO_CHANGE | {"seed"}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError, nearest
-from proxynca_jax.metric_log import Record
+from proxynca_jax.runs.log import Record
 
 # The settings on which the figures depend, by the start of their names.
 PIXELS = ("data.image_size", "data.resize_size", "data.crop_", "data.horizontal_flip")

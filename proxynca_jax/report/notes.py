@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from proxynca_jax.comparison.reference import REFERENCES, Reference, other_settings
-from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
-from proxynca_jax.comparison.summary import CONFIDENCE, LAST_EPOCHS, Row, estimate, title
+from proxynca_jax.report.reference import REFERENCES, Reference, other_settings
+from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
+from proxynca_jax.report.summary import CONFIDENCE, LAST_EPOCHS, Row, estimate, title
 
 
 def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:

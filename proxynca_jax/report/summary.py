@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from proxynca_jax.comparison.reference import Reference
-from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
-from proxynca_jax.metric_log import Record
+from proxynca_jax.report.reference import Reference
+from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
+from proxynca_jax.runs.log import Record
 
 LAST_EPOCHS = 5
 CONFIDENCE = 0.95

@@ -9,8 +9,8 @@ import scipy.special
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from proxynca_jax.machine.precision import PRECISIONS, activation_dtype
 from proxynca_jax.models.bn_inception import FEATURES, BNInception
-from proxynca_jax.models.precision import PRECISIONS, activation_dtype
 
 
 @dataclasses.dataclass(frozen=True)

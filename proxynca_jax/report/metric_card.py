@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 import proxynca_jax
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.metric_log import Record
 from proxynca_jax.metrics.retrieval import LabelledVectors
+from proxynca_jax.runs.log import Record
 
 KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-means"}
 
@@ -36,7 +36,7 @@ def metric_card(
     """Describes scores.
 
     Args:
-        scores: from `scoring.score` and `scoring.score_at_r`, for the other arguments.
+        scores: from `scores.score` and `scores.score_at_r`, for the other arguments.
         embeddings: as there, and so are the others.
         labels: class of each image.
         config: the evaluation's settings and seed.

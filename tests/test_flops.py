@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from convert.torch_network import TorchBNInception
-from proxynca_jax.model_flops import forward_flops
+from proxynca_jax.models.flops import forward_flops
 
 
 @pytest.mark.parametrize("image_size", [64, 227])

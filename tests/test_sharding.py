@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from proxynca_jax import steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.layout import AXIS, Layout
 from proxynca_jax.models.layers import LARGE_MAP, convolve
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.sharding import AXIS, Layout
 
 REPOSITORY = Path(__file__).parents[1]
 DEVICES = (1, 2, 4, 8)
@@ -29,7 +29,7 @@ MANY = 1_000_000  # classes
 
 def on_eight_devices(expression: str, **variables: str) -> Any:
     """The value of an expression over this module, in a new process: JAX counts its devices once, when it starts."""
-    program = f"import json, sys; from tests import test_layout; json.dump({expression}, sys.stdout)"
+    program = f"import json, sys; from tests import test_sharding; json.dump({expression}, sys.stdout)"
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths} | variables
     process = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True)
@@ -87,7 +87,7 @@ def tiny_trainings() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trainings() -> dict[str, dict[str, Any]]:
-    return on_eight_devices("test_layout.tiny_trainings()")
+    return on_eight_devices("test_sharding.tiny_trainings()")
 
 
 @pytest.mark.parametrize(("form", "devices", "proxies"), TRAININGS)
@@ -142,7 +142,7 @@ def accounts() -> dict[str, dict[str, Any]]:
 
 
 def test_memory_per_device_with_a_million_classes():
-    accounts = on_eight_devices("test_layout.accounts()")
+    accounts = on_eight_devices("test_sharding.accounts()")
     divided, whole = accounts["divided"], accounts["whole"]
     for name, found in accounts.items():
         print(f"{MANY:,} x 64 over 8 devices, {name}:", {key: f"{value:,}" for key, value in found.items()})
@@ -164,7 +164,7 @@ def real_losses() -> list[list[float]]:
 
 @pytest.mark.slow
 def test_the_network_has_the_same_losses_on_any_number_of_devices():
-    losses = np.array(on_eight_devices("test_layout.real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
+    losses = np.array(on_eight_devices("test_sharding.real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
     print("losses on one device, and distances from them:", losses[0], *(losses[1:] - losses[0]))
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
 
@@ -189,7 +189,7 @@ def convolved(divided: bool) -> dict[str, Any]:
 
 
 def test_large_convolutions_stay_with_the_images():
-    divided, whole = on_eight_devices("[test_layout.convolved(divided) for divided in (True, False)]")
+    divided, whole = on_eight_devices("[test_sharding.convolved(divided) for divided in (True, False)]")
     assert divided["exchanged"] == ["all-reduce"]  # the kernel's gradient
     for found, expected in zip(divided["gradients"], whole["gradients"], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

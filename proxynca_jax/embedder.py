@@ -1,4 +1,4 @@
-"""A network and a split become embeddings, and embeddings become scores."""
+"""Embeds images with a trained network."""
 
 import contextlib
 import pathlib
@@ -7,19 +7,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from proxynca_jax import steps
-from proxynca_jax.checkpoint import Checkpoints
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_source
 from proxynca_jax.data.split import Split
-from proxynca_jax.interrupt import never
-from proxynca_jax.layout import Layout
-from proxynca_jax.metric_log import Progress, Record
-from proxynca_jax.metrics.clustering import nmi
-from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
-from proxynca_jax.run_folder import read_config
+from proxynca_jax.machine.interrupt import never
+from proxynca_jax.machine.progress import Progress
+from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.folder import read_config
+from proxynca_jax.sharding import Layout
 
 
 class TrainedNetwork(NamedTuple):
@@ -111,58 +109,3 @@ def embed(
     """All that `embed_batches` gives for the same arguments, in one array."""
     with contextlib.closing(embed_batches(embed_step, params, batch_stats, split, config, check, source)) as batches:
         return np.concatenate(list(batches))
-
-
-def score(
-    embeddings: Float[np.ndarray, "images dim"],
-    labels: Int[np.ndarray, " images"],
-    config: TrainConfig,
-    *,
-    gallery: LabelledVectors | None = None,
-    distance: str = "cosine",
-) -> Record:
-    """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
-
-    Args:
-        embeddings: one finite vector an image.
-        labels: class of each image.
-        config: which scores; its seed is that of k-means.
-        gallery: vectors and labels of the images to find, by default the same images. NMI does without.
-        distance: one of `vectors.DISTANCES`. NMI's k-means takes the Euclidean one of the vectors as they are.
-
-    Raises:
-        UserError: if a vector is not finite, or no image has another of its class to find.
-    """
-    evaluation = config.evaluation
-    recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
-    record: Record = {name: 100 * share for name, share in recalls.items()}
-    if evaluation.nmi:
-        average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
-        kmeans = evaluation.kmeans
-        options = {"restarts": restarts, "average": average, "seed": config.seed, "implementation": kmeans}
-        share = nmi(embeddings, labels, **options)
-        record |= {"nmi": 100 * share, "nmi_average": average, "kmeans": kmeans, "kmeans_restarts": restarts}
-    return record
-
-
-def score_at_r(
-    embeddings: Float[np.ndarray, "images dim"],
-    labels: Int[np.ndarray, " images"],
-    *,
-    gallery: LabelledVectors | None = None,
-    distance: str = "cosine",
-) -> Record:
-    """MAP@R and R-precision, in percent, and `left_out`, the number of images that have nothing to find.
-
-    Args:
-        embeddings: as for `score`.
-        labels: as for `score`.
-        gallery: as for `score`.
-        distance: as for `score`.
-
-    Raises:
-        UserError: as for `score`.
-    """
-    average_precisions, r_precisions = precisions_at_r(embeddings, labels, gallery=gallery, distance=distance)
-    scores = mean_precisions(average_precisions, r_precisions)
-    return {name: 100 * share for name, share in scores.items()} | {"left_out": int(np.isnan(r_precisions).sum())}

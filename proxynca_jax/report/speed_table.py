@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from proxynca_jax.config import ModelConfig
-from proxynca_jax.model_flops import TRAINING, forward_flops
-from proxynca_jax.models.embedder import BN_INCEPTION
+from proxynca_jax.models.flops import TRAINING, forward_flops
+from proxynca_jax.models.network import BN_INCEPTION
 
 STEPS = ("train", "embed")
 

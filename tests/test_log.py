@@ -6,8 +6,10 @@ import types
 
 import pytest
 
-from proxynca_jax import metric_log
-from proxynca_jax.metric_log import MetricLog, Progress, describe_scores
+from proxynca_jax.machine import progress
+from proxynca_jax.machine.progress import Progress
+from proxynca_jax.runs.log import MetricLog
+from proxynca_jax.scores import describe_scores
 
 RECORDS = [
     {"epoch": -1, "step": 0, "recall_at_1": 12.5, "evaluation_seconds": 0.1},
@@ -28,7 +30,7 @@ def log(tmp_path):
 def clock(monkeypatch):
     """The time in seconds that the module's clock shows; tests set `now`."""
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(metric_log, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

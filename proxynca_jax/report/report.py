@@ -2,11 +2,11 @@
 
 import textwrap
 
-from proxynca_jax.comparison.notes import chance, notes
-from proxynca_jax.comparison.reference import Reference
-from proxynca_jax.comparison.runs import Run, best_epoch, finished_epochs
-from proxynca_jax.comparison.summary import CONFIDENCE, Row, estimate, median_seconds, summarise, title
-from proxynca_jax.metric_log import Record
+from proxynca_jax.report.notes import chance, notes
+from proxynca_jax.report.reference import Reference
+from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
+from proxynca_jax.report.summary import CONFIDENCE, Row, estimate, median_seconds, summarise, title
+from proxynca_jax.runs.log import Record
 
 PROTOCOLS = {
     "reference": "every epoch is scored on the test classes",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from proxynca_jax.models.embedder import unit_vectors
+from proxynca_jax.models.network import unit_vectors
 
 
 def negative_squared_distances(

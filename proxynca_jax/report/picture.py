@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from proxynca_jax.comparison.reference import Reference
-from proxynca_jax.comparison.runs import Run, best_epoch
-from proxynca_jax.metric_log import Record
+from proxynca_jax.report.reference import Reference
+from proxynca_jax.report.runs import Run, best_epoch
+from proxynca_jax.runs.log import Record
 
 PANELS = {"train_loss": "Training loss (nats)", "recall_at_1": "Recall@1 (%)", "nmi": "NMI (%)"}
 OURS, THEIRS = "#0067b1", "#444444"

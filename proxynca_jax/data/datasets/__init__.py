@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from proxynca_jax.config import DATASETS, DataConfig
-from proxynca_jax.data import annotations, glyphs, tfds_images
+from proxynca_jax.data.datasets import annotations, glyphs, tfds_images
 from proxynca_jax.data.split import Split, divide, random_classes, second_half, warn_about_counts
 from proxynca_jax.errors import UserError, nearest
 

@@ -1,0 +1,57 @@
+"""A run's log: lines for people, and a record per evaluation for programs."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from proxynca_jax.machine.atomic_file import replace_file
+
+Record = dict[str, Any]  # numbers, and a few names
+
+
+class MetricLog:
+    """Writes `log.txt` and `metrics.jsonl` into a run's folder, and lines to standard output."""
+
+    def __init__(self, folder: pathlib.Path, *, writes: bool = True):
+        """Args:
+        folder: the run's.
+        writes: whether to change the files; if not, new records are only remembered.
+        """
+        self._text = folder / "log.txt"
+        self._path = folder / "metrics.jsonl"
+        self._writes = writes
+        self._records = self._read()
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the progress bar if there is one, and keeps it in `log.txt`."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self._writes:
+            with self._text.open("a") as file:
+                file.write(text + "\n")
+
+    def records(self) -> list[Record]:
+        """The records so far, oldest first. A last one that was cut short in writing does not count."""
+        return list(self._records)
+
+    def record(self, record: Record) -> None:
+        """Appends a record to `metrics.jsonl`."""
+        self._records.append(record)
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def keep_records_until(self, step: int) -> None:
+        """Drops the records of steps after `step`, which a run that continues from `step` will write again."""
+        self._records = [record for record in self._records if record["step"] <= step]
+        if self._writes:
+            replace_file(self._path, "".join(json.dumps(record) + "\n" for record in self._records).encode())
+
+    def _read(self) -> list[Record]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]

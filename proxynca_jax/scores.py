@@ -1,0 +1,70 @@
+"""Scores of embeddings as a record: how they are computed, named and printed."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.metrics.clustering import nmi
+from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.runs.log import Record
+
+
+def score(
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    config: TrainConfig,
+    *,
+    gallery: LabelledVectors | None = None,
+    distance: str = "cosine",
+) -> Record:
+    """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
+
+    Args:
+        embeddings: one finite vector an image.
+        labels: class of each image.
+        config: which scores; its seed is that of k-means.
+        gallery: vectors and labels of the images to find, by default the same images. NMI does without.
+        distance: one of `vectors.DISTANCES`. NMI's k-means takes the Euclidean one of the vectors as they are.
+
+    Raises:
+        UserError: if a vector is not finite, or no image has another of its class to find.
+    """
+    evaluation = config.evaluation
+    recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
+    record: Record = {name: 100 * share for name, share in recalls.items()}
+    if evaluation.nmi:
+        average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
+        kmeans = evaluation.kmeans
+        options = {"restarts": restarts, "average": average, "seed": config.seed, "implementation": kmeans}
+        share = nmi(embeddings, labels, **options)
+        record |= {"nmi": 100 * share, "nmi_average": average, "kmeans": kmeans, "kmeans_restarts": restarts}
+    return record
+
+
+def score_at_r(
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    *,
+    gallery: LabelledVectors | None = None,
+    distance: str = "cosine",
+) -> Record:
+    """MAP@R and R-precision, in percent, and `left_out`, the number of images that have nothing to find.
+
+    Args:
+        embeddings: as for `score`.
+        labels: as for `score`.
+        gallery: as for `score`.
+        distance: as for `score`.
+
+    Raises:
+        UserError: as for `score`.
+    """
+    average_precisions, r_precisions = precisions_at_r(embeddings, labels, gallery=gallery, distance=distance)
+    scores = mean_precisions(average_precisions, r_precisions)
+    return {name: 100 * share for name, share in scores.items()} | {"left_out": int(np.isnan(r_precisions).sum())}
+
+
+def describe_scores(record: Record) -> str:
+    """The scores of a record as one line, in percent: `R@1 52.63  R@2 64.10  NMI 60.64`."""
+    names = [name for name in record if name.startswith("recall_at_") or name == "nmi"]
+    return "  ".join(f"{name.replace('recall_at_', 'R@').upper()} {record[name]:.2f}" for name in names)
