@@ -87,12 +87,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class LossConfig:
-    """ProxyNCA."""
+    """The loss, and what it depends on."""
 
+    name: str = "proxy_nca"  # one of losses.LOSSES
     embedding_scale: float = 3.0  # length of an embedding inside the loss, s_x
     proxy_scale: float = 3.0  # length of a proxy inside the loss, s_p
-    label_smoothing: float = 0.1  # probability mass spread over the other classes
-    exclude_positive: bool = False  # the paper's form: the denominator sums over other classes only, no smoothing
+    label_smoothing: float = 0.1  # probability mass that the other classes share; the paper's form does not smooth
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -1,7 +1,10 @@
 """Errors that the user can correct. Commands print their message without a traceback and exit with status 1."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -13,3 +16,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     guess = difflib.get_close_matches(name, valid, n=1)
     return f"{f'did you mean {guess[0]!r}? ' if guess else ''}Valid names: {', '.join(valid)}."
+
+
+def look_up(table: Mapping[str, T], name: str, field: str) -> T:
+    """Finds the row of a table that a field of the configuration names.
+
+    Raises:
+        UserError: if there is none. It lists the names that the table has.
+    """
+    if name not in table:
+        raise UserError(f"{field} is {name!r}: {nearest(name, table)}")
+    return table[name]

@@ -13,7 +13,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, UInt8
 
 from proxynca_jax.config import LossConfig, ModelConfig
-from proxynca_jax.losses.proxy_nca import negative_squared_distances, proxy_nca, proxy_nca_without_positive
+from proxynca_jax.losses import LOSSES
 from proxynca_jax.models.network import Embedder
 from proxynca_jax.packing import Packed, pack, unpack
 from proxynca_jax.sharding import Layout
@@ -95,6 +95,7 @@ def init_state(
     *,
     classes: int,
     seed: int,
+    loss: str = "proxy_nca",
     layout: Layout | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Builds the network and the state of step 0 from random weights.
@@ -104,30 +105,17 @@ def init_state(
         optimizer: from `optim.make_optimizer`.
         classes: C, training classes, each with one proxy.
         seed: of the initial weights and proxies.
+        loss: a key of `LOSSES`, which decides how the proxies start.
         layout: where it goes; by default each device holds all of it.
     """
     layout = layout or Layout()
     rng = np.random.default_rng(seed)
     graph, network, batch_stats = init_network(config, rng)
-    proxies = rng.standard_normal((classes, config.embedding_dim), np.float32) / 8
+    proxies = LOSSES[loss].initial_proxies(rng, classes, config.embedding_dim)
     params = layout.place({"network": pack(network), "proxies": layout.pad_proxies(proxies)})
     opt_state = jax.jit(lambda params: layout.constrain(optimizer.init(params)))(params)
     step, batch_stats, loss_sum = layout.place((jnp.int32(0), pack(batch_stats), jnp.float32(0)))
     return graph, TrainState(step, params, batch_stats, opt_state, loss_sum)
-
-
-def make_loss(config: LossConfig) -> Callable[[Array, Array, Array], Float[Array, " batch"]]:
-    """Binds the configured loss to a function of embeddings, proxies and labels."""
-
-    def loss(embeddings: Array, proxies: Array, labels: Array) -> Array:
-        logits = negative_squared_distances(
-            embeddings, proxies, embedding_scale=config.embedding_scale, proxy_scale=config.proxy_scale
-        )
-        if config.exclude_positive:
-            return proxy_nca_without_positive(logits, labels)
-        return proxy_nca(logits, labels, label_smoothing=config.label_smoothing)
-
-    return loss
 
 
 def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
@@ -165,7 +153,7 @@ def make_train_step(
         options: from `compiler_options`; by default those of JAX's default platform.
     """
     layout = layout or Layout()
-    loss_per_example = make_loss(config)
+    loss_of_batch = LOSSES[config.name].of_batch
     options = compiler_options(jax.default_backend()) if options is None else options
 
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
@@ -174,7 +162,7 @@ def make_train_step(
         if layout.divided_classes is not None:
             # The logits are then divided as the proxies are. The embeddings of a batch are little to send around.
             embeddings, labels = layout.gather((embeddings, labels))
-        loss = jnp.mean(loss_per_example(embeddings, params["proxies"][: layout.divided_classes], labels))
+        loss = loss_of_batch(embeddings, params["proxies"][: layout.divided_classes], labels, config)
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     @jax.jit(donate_argnums=0, compiler_options=options)

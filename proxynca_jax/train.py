@@ -34,7 +34,8 @@ from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_p
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
 from proxynca_jax.embedder import embed
-from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.errors import UserError, look_up, nearest
+from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.arguments import NO_GRAPHS
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
@@ -153,6 +154,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     """Everything that can be wrong is looked at before anything heavy starts."""
     # Data
     config.validate()
+    look_up(LOSSES, config.loss.name, "loss.name")
     train_split, test_split = load_splits(config.data)
     eval_split = test_split
     if config.evaluation.protocol == "validation":
@@ -167,7 +169,9 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
 
     # Model
     optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
-    graph, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed, layout=layout)
+    graph, state = steps.init_state(
+        config.model, optimizer, classes=classes, seed=config.seed, loss=config.loss.name, layout=layout
+    )
     start = None
     if config.model.weights:
         loaded = load_pretrained(config.model.weights, *state.network())

@@ -56,7 +56,7 @@ REFERENCE = {  # the same on all three data sets
     "model.embedding_dim": 64,
     "model.batch_norm_momentum": 0.1,
     "loss.label_smoothing": 0.1,
-    "loss.exclude_positive": False,
+    "loss.name": "proxy_nca",
     "optim.batch_size": 32,
     "optim.learning_rate": 0.045,
     "optim.decay_per_epoch": 0.94,

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from proxynca_jax import optim, steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
+from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine.precision import available, has_tensorfloat32
 from proxynca_jax.models.network import normalise
 
@@ -154,14 +155,13 @@ def test_which_devices_have_tensorfloat32(platform, capability, expected):
 def test_training_pass(start, check):
     graph, state = start
     images, labels = batch(1)["image"], batch(1)["label"]
-    loss_per_example = steps.make_loss(LossConfig())
 
     @jax.jit
     def forward_backward(params, batch_stats):
         def mean_loss(params):
             model = nnx.merge(graph, params["network"], batch_stats)
             embedding = model(images, train=True)
-            loss = loss_per_example(embedding, params["proxies"], labels).mean()
+            loss = LOSSES["proxy_nca"].of_batch(embedding, params["proxies"], labels, LossConfig())
             return loss, (embedding, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
         return jax.value_and_grad(mean_loss, has_aux=True)(params)

@@ -1,5 +1,6 @@
 """ProxyNCA: worked by hand in the plane, its invariances, its gradients, and PyTorch's numbers."""
 
+from collections.abc import Callable
 from math import exp, log
 
 import jax
@@ -11,8 +12,9 @@ from jax.test_util import check_grads
 from torch.nn import functional
 
 from proxynca_jax.config import LossConfig
+from proxynca_jax.errors import UserError, look_up
+from proxynca_jax.losses import LOSSES
 from proxynca_jax.losses.proxy_nca import negative_squared_distances, proxy_nca, proxy_nca_without_positive
-from proxynca_jax.steps import make_loss
 
 # Scaled to length 3, the embedding is (1.8, 2.4); scaled to length 1, the proxies are (1, 0), (0, 1) and (-1, 0).
 EMBEDDING = jnp.array([[3.0, 4.0]])
@@ -21,8 +23,13 @@ DISTANCES = (0.8**2 + 2.4**2, 1.8**2 + 1.4**2, 2.8**2 + 2.4**2)
 
 FORMS = {
     "reference": LossConfig(embedding_scale=1.5, proxy_scale=2.0, label_smoothing=0.1),
-    "paper": LossConfig(embedding_scale=1.5, proxy_scale=2.0, exclude_positive=True),
+    "paper": LossConfig(name="proxy_nca_paper", embedding_scale=1.5, proxy_scale=2.0),
 }
+
+
+def make_loss(config: LossConfig) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The configured loss of embeddings, proxies and labels."""
+    return lambda embeddings, proxies, labels: LOSSES[config.name].of_batch(embeddings, proxies, labels, config)
 
 
 def drawn(images: int, classes: int, dim: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -43,7 +50,7 @@ def test_reference_form_worked_by_hand():
     denominator = exp(-DISTANCES[0]) + exp(-DISTANCES[1]) + exp(-DISTANCES[2])
     negative_logs = [distance + log(denominator) for distance in DISTANCES]
     expected = 0.05 * negative_logs[0] + 0.9 * negative_logs[1] + 0.05 * negative_logs[2]
-    np.testing.assert_allclose(loss(EMBEDDING, PROXIES, jnp.array([1])), [expected], rtol=1e-6)
+    np.testing.assert_allclose(loss(EMBEDDING, PROXIES, jnp.array([1])), expected, rtol=1e-6)
 
 
 def test_two_classes_share_the_smoothing_as_one():
@@ -53,11 +60,11 @@ def test_two_classes_share_the_smoothing_as_one():
 
 
 def test_paper_form_worked_by_hand():
-    config = LossConfig(embedding_scale=3.0, proxy_scale=1.0, label_smoothing=0.1, exclude_positive=True)
+    config = LossConfig(embedding_scale=3.0, proxy_scale=1.0, name="proxy_nca_paper", label_smoothing=0.1)
     expected = DISTANCES[1] + log(exp(-DISTANCES[0]) + exp(-DISTANCES[2]))
     assert expected < 0  # the own proxy is nearer than all others, and not in the denominator
     found = make_loss(config)(EMBEDDING, PROXIES, jnp.array([1]))
-    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_without_smoothing_it_is_cross_entropy():
@@ -82,11 +89,11 @@ def test_lengths_do_not_matter(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_loss_per_example(form):
+def test_the_mean_of_one_loss_per_example(form):
     embeddings, proxies, labels = drawn(2, 7, 4)
     loss = make_loss(FORMS[form])
     alone = [loss(embeddings[i : i + 1], proxies, labels[i : i + 1]) for i in range(2)]
-    np.testing.assert_allclose(loss(embeddings, proxies, labels), np.concatenate(alone), rtol=1e-6)
+    np.testing.assert_allclose(loss(embeddings, proxies, labels), np.mean(alone), rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,7 +114,7 @@ def test_finite_at_a_zero_embedding_and_a_zero_proxy(form):
     embeddings, proxies, labels = drawn(3, 5, 4)
     embeddings, proxies = embeddings.at[1].set(0), proxies.at[2].set(0)
     loss = make_loss(FORMS[form])
-    value, gradients = jax.value_and_grad(lambda x, p: loss(x, p, labels).mean(), (0, 1))(embeddings, proxies)
+    value, gradients = jax.value_and_grad(lambda x, p: loss(x, p, labels), (0, 1))(embeddings, proxies)
     assert np.isfinite(value)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
@@ -118,7 +125,7 @@ def test_value_and_gradients_against_torch(embedding_scale, proxy_scale, classes
     embeddings, proxies, labels = drawn(4, classes, 64)
     config = LossConfig(embedding_scale=embedding_scale, proxy_scale=proxy_scale, label_smoothing=0.1)
     loss = make_loss(config)
-    value, gradients = jax.value_and_grad(lambda x, p: loss(x, p, labels).mean(), (0, 1))(embeddings, proxies)
+    value, gradients = jax.value_and_grad(lambda x, p: loss(x, p, labels), (0, 1))(embeddings, proxies)
 
     # In float64, so that all of the difference is ours.
     x, p = (torch.tensor(np.asarray(array), dtype=torch.float64, requires_grad=True) for array in (embeddings, proxies))
@@ -141,3 +148,8 @@ def test_paper_form_against_torch():
     own[torch.arange(4), torch.tensor(np.asarray(labels)).long()] = True
     expected = theirs[~own].reshape(4, 97).logsumexp(1) - theirs[own]
     np.testing.assert_allclose(proxy_nca_without_positive(logits, labels), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"loss.name is 'proxy_nac': did you mean 'proxy_nca'\? Valid names: "):
+        look_up(LOSSES, "proxy_nac", "loss.name")

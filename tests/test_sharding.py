@@ -76,7 +76,7 @@ TRAININGS += [("paper", 1, "whole"), ("paper", 8, "divided")]
 
 def tiny_trainings() -> dict[str, dict[str, Any]]:
     steps.Embedder = tiny.TinyEmbedder
-    losses = {"reference": LossConfig(), "paper": LossConfig(exclude_positive=True)}
+    losses = {"reference": LossConfig(), "paper": LossConfig(name="proxy_nca_paper")}
     optim = OptimConfig(learning_rate=0.01, proxy_learning_rate=0.1, epsilon=0.1)
     found = {}
     for form, devices, proxies in TRAININGS:

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
+from proxynca_jax.config import LossConfig
 from proxynca_jax.models.network import unit_vectors
 
 
@@ -14,13 +16,13 @@ def negative_squared_distances(
     embedding_scale: float,
     proxy_scale: float,
 ) -> Float[Array, "batch classes"]:
-    """The logits of ProxyNCA, −‖s_x·x/‖x‖ − s_p·p/‖p‖‖².
+    """Computes the logits of ProxyNCA, −‖s_x·x/‖x‖ − s_p·p/‖p‖‖².
 
     Args:
-        embeddings: one vector an image, of any length.
-        proxies: one vector a class, of any length.
-        embedding_scale: s_x, length given to the embeddings.
-        proxy_scale: s_p, length given to the proxies.
+        embeddings: one vector per image, of any length.
+        proxies: one vector per class, of any length.
+        embedding_scale: s_x, the length to which embeddings are scaled.
+        proxy_scale: s_p, the length to which proxies are scaled.
 
     Returns:
         Values from −(s_x + s_p)² to −(s_x − s_p)².
@@ -28,21 +30,21 @@ def negative_squared_distances(
     x = embedding_scale * unit_vectors(embeddings)
     p = proxy_scale * unit_vectors(proxies)
     squared_lengths = jnp.sum(jnp.square(x), -1)[:, None] + jnp.sum(jnp.square(p), -1)[None, :]
-    # Full precision: a GPU's default TF32 would cost three digits of the loss, and this product is small.
+    # Full precision: TF32, the default on GPUs, would cost three digits of the loss, and this product is small.
     return 2 * jnp.matmul(x, p.T, precision="highest") - squared_lengths
 
 
 def proxy_nca(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], *, label_smoothing: float
 ) -> Float[Array, " batch"]:
-    """The reference's loss: cross-entropy over all proxies, the image's own included, with smoothed labels.
+    """Computes the reference's loss: cross-entropy over all proxies with smoothed labels.
 
-    Departs from the paper's equation 4, whose denominator leaves the own proxy out and which does not smooth.
+    The paper's equation 4 differs in two ways: its denominator excludes the positive proxy, and it does not smooth.
 
     Args:
         logits: from `negative_squared_distances`.
         labels: class of each image, 0 to C−1.
-        label_smoothing: probability mass spread evenly over the C−1 other classes, 0 to 1.
+        label_smoothing: probability mass that the C−1 other classes share evenly, 0 to 1.
     """
     log_probabilities = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0]
@@ -53,7 +55,7 @@ def proxy_nca(
 def proxy_nca_without_positive(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """The paper's loss (equation 4): the denominator sums over the other classes' proxies only. May be negative.
+    """Computes the paper's loss (equation 4): the denominator excludes the positive proxy. It can be negative.
 
     Args:
         logits: from `negative_squared_distances`.
@@ -62,3 +64,37 @@ def proxy_nca_without_positive(
     is_own = labels[:, None] == jnp.arange(logits.shape[1])[None, :]
     own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
     return jax.nn.logsumexp(jnp.where(is_own, -jnp.inf, logits), 1) - own
+
+
+def reference_loss(
+    embeddings: Float[Array, "batch dim"],
+    proxies: Float[Array, "classes dim"],
+    labels: Int[Array, " batch"],
+    config: LossConfig,
+) -> Float[Array, ""]:
+    """Computes the mean of `proxy_nca` over a batch."""
+    logits = _logits(embeddings, proxies, config)
+    return jnp.mean(proxy_nca(logits, labels, label_smoothing=config.label_smoothing))
+
+
+def paper_loss(
+    embeddings: Float[Array, "batch dim"],
+    proxies: Float[Array, "classes dim"],
+    labels: Int[Array, " batch"],
+    config: LossConfig,
+) -> Float[Array, ""]:
+    """Computes the mean of `proxy_nca_without_positive` over a batch."""
+    return jnp.mean(proxy_nca_without_positive(_logits(embeddings, proxies, config), labels))
+
+
+def initial_proxies(rng: np.random.Generator, classes: int, dim: int) -> Float32[np.ndarray, "classes dim"]:
+    """Draws proxies as the reference does: normal, with a standard deviation of 1/8."""
+    return rng.standard_normal((classes, dim), np.float32) / 8
+
+
+def _logits(
+    embeddings: Float[Array, "batch dim"], proxies: Float[Array, "classes dim"], config: LossConfig
+) -> Float[Array, "batch classes"]:
+    return negative_squared_distances(
+        embeddings, proxies, embedding_scale=config.embedding_scale, proxy_scale=config.proxy_scale
+    )
