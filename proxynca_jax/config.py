@@ -54,6 +54,11 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
 }
 
 
+def recall_name(k: int) -> str:
+    """The name of Recall@K in a record."""
+    return f"recall_at_{k}"
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Which images, and how they become pixels."""
@@ -123,6 +128,10 @@ class EvaluationConfig:
     protocol: str = "reference"  # one of PROTOCOLS
     validation_fraction: float = 0.2  # validation protocol: the share of the training classes held out for it
 
+    def score_names(self) -> list[str]:
+        """Names of the scores in a record, in the order in which they are shown."""
+        return [*(recall_name(k) for k in self.recall_at), *(["nmi"] if self.nmi else [])]
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
@@ -185,7 +194,7 @@ def _faults(config: TrainConfig) -> Iterator[str]:
         yield f"evaluation.protocol is {evaluation.protocol!r}: {nearest(evaluation.protocol, PROTOCOLS)}"
     if not evaluation.recall_at or min(evaluation.recall_at) < 1:
         yield f"evaluation.recall_at is {evaluation.recall_at}; it needs one K or more, each at least 1."
-    metrics = [f"recall_at_{k}" for k in evaluation.recall_at] + ["nmi"] * evaluation.nmi
+    metrics = evaluation.score_names()
     if config.checkpoint.best_metric not in metrics:
         yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}: " + nearest(
             config.checkpoint.best_metric, metrics

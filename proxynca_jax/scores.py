@@ -1,9 +1,11 @@
 """Scores of embeddings as a record: how they are computed, named and printed."""
 
+import re
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from proxynca_jax.config import TrainConfig
+from proxynca_jax.config import TrainConfig, recall_name
 from proxynca_jax.metrics.clustering import nmi
 from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
 from proxynca_jax.runs.log import Record
@@ -31,7 +33,7 @@ def score(
     """
     evaluation = config.evaluation
     recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
-    record: Record = {name: 100 * share for name, share in recalls.items()}
+    record: Record = {recall_name(k): 100 * share for k, share in recalls.items()}
     if evaluation.nmi:
         average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
         kmeans = evaluation.kmeans
@@ -64,7 +66,16 @@ def score_at_r(
     return {name: 100 * share for name, share in scores.items()} | {"left_out": int(np.isnan(r_precisions).sum())}
 
 
+def score_names(record: Record) -> list[str]:
+    """Names of the scores that a record of training contains, in its order."""
+    return [name for name in record if name == "nmi" or re.fullmatch(r"recall_at_\d+", name)]
+
+
+def score_title(name: str) -> str:
+    """The field's name of a score: `R@1`, `NMI`."""
+    return name.replace("recall_at_", "R@").upper()
+
+
 def describe_scores(record: Record) -> str:
     """The scores of a record as one line, in percent: `R@1 52.63  R@2 64.10  NMI 60.64`."""
-    names = [name for name in record if name.startswith("recall_at_") or name == "nmi"]
-    return "  ".join(f"{name.replace('recall_at_', 'R@').upper()} {record[name]:.2f}" for name in names)
+    return "  ".join(f"{score_title(name)} {record[name]:.2f}" for name in score_names(record))

@@ -7,13 +7,13 @@ only one that prints and that writes files, apart from checkpoints, which Orbax 
 import json
 import os
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.runs.log import Record
 
 RECORD_BYTES = 2**16  # room for a record as JSON, which all processes have to expect in the same size
 # How long a process that failed waits for the others, who wait for it, before all are ended.
@@ -59,7 +59,7 @@ def wait_for_all(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
-def record_of_first(record: Record) -> Record:
+def record_of_first(record: dict[str, Any]) -> dict[str, Any]:
     """The first process's record. The others' clocks differ, and on other hardware the last digit of a score may."""
     if jax.process_count() == 1:
         return record

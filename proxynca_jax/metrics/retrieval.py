@@ -79,18 +79,18 @@ def ranks(
     return np.where(matches > 0, rivals, np.int32(NO_MATCH))
 
 
-def recall_at_k(ranks: Int[np.ndarray, " queries"], ks: Iterable[int]) -> dict[str, float]:
-    """The share of queries with an image of their class among the K nearest, for every K.
+def recall_at_k(ranks: Int[np.ndarray, " queries"], ks: Iterable[int]) -> dict[int, float]:
+    """Computes Recall@K: the share of queries with an image of their class among the K nearest.
 
     Args:
         ranks: from `ranks`. Queries of rank NO_MATCH are left out.
         ks: values of K, at least 1; one beyond the size of the gallery gives 1.
 
     Returns:
-        `recall_at_<K>`, from 0 to 1.
+        For each K a share from 0 to 1.
     """
     matched = ranks[ranks != NO_MATCH]
-    return {f"recall_at_{k}": float(np.mean(matched < k)) for k in ks}
+    return {k: float(np.mean(matched < k)) for k in ks}
 
 
 def precisions_at_r(

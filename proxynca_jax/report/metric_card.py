@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import proxynca_jax
-from proxynca_jax.config import TrainConfig
+from proxynca_jax.config import TrainConfig, recall_name
 from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.runs.log import Record
 
@@ -62,7 +62,7 @@ def metric_card(
 def _scores(scores: Record, config: TrainConfig) -> Iterator[tuple[str, float, str]]:
     """Each score with its meaning; those of MAP@R and R-precision are *A Metric Learning Reality Check*'s, 3.2."""
     for k in config.evaluation.recall_at:
-        yield f"R@{k}", scores[f"recall_at_{k}"], f"images with one of their class among the {k} nearest"
+        yield f"R@{k}", scores[recall_name(k)], f"images with one of their class among the {k} nearest"
     yield "MAP@R", scores["map_at_r"], "precisions at the ranks up to R that hold one of the class, summed, over R"
     yield "R-precision", scores["r_precision"], "images of the class among the R nearest, over R"
     if config.evaluation.nmi:

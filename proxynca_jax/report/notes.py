@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from proxynca_jax.report.reference import REFERENCES, Reference, other_settings
 from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
-from proxynca_jax.report.summary import CONFIDENCE, LAST_EPOCHS, Row, estimate, title
+from proxynca_jax.report.summary import CONFIDENCE, LAST_EPOCHS, Row, estimate
+from proxynca_jax.scores import score_title
 
 
 def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:
@@ -80,7 +81,7 @@ def chance(row: Row, metrics: list[str]) -> str:
             ours = estimate([record[metric] for record in row.ours])
             theirs = row.reference[metric]
             side = "inside" if ours.low <= theirs <= ours.high else "outside"
-            sides[side].append(f"{title(metric)} {theirs:.2f}")
+            sides[side].append(f"{score_title(metric)} {theirs:.2f}")
     found = "; ".join(f"{', '.join(figures)} {side}" for side, figures in sides.items() if figures)
     return (
         f"{interval} The reference's figures for the {row.title}: {found}. "

@@ -5,8 +5,9 @@ import textwrap
 from proxynca_jax.report.notes import chance, notes
 from proxynca_jax.report.reference import Reference
 from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
-from proxynca_jax.report.summary import CONFIDENCE, Row, estimate, median_seconds, summarise, title
+from proxynca_jax.report.summary import CONFIDENCE, Row, estimate, median_seconds, summarise
 from proxynca_jax.runs.log import Record
+from proxynca_jax.scores import score_title
 
 PROTOCOLS = {
     "reference": "every epoch is scored on the test classes",
@@ -25,7 +26,7 @@ def describe(runs: list[Run], reference: Reference | None) -> str:
         reference: what to lay beside them; without, the runs stand alone.
     """
     config = runs[0].config
-    metrics = [f"recall_at_{k}" for k in config.evaluation.recall_at] + ["nmi"] * config.evaluation.nmi
+    metrics = config.evaluation.score_names()
     rows = summarise(runs, reference)
     protocol = config.evaluation.protocol
     parts = [
@@ -53,7 +54,7 @@ def _pace(records: list[Record], best: Record) -> list[str]:
 
 
 def _score_table(rows: list[Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:
-    table = [["percent", *map(title, metrics)]]
+    table = [["percent", *map(score_title, metrics)]]
     for name, ours, theirs in rows:
         table.append([name])
         columns = [[record[metric] for record in ours] for metric in metrics]

@@ -8,6 +8,7 @@ import scipy.special
 from proxynca_jax.report.reference import Reference
 from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
 from proxynca_jax.runs.log import Record
+from proxynca_jax.scores import score_names
 
 LAST_EPOCHS = 5
 CONFIDENCE = 0.95
@@ -64,12 +65,7 @@ def median_seconds(records: list[Record]) -> float:
     return float(np.median([record["train_seconds"] for record in finished_epochs(records)]))
 
 
-def title(metric: str) -> str:
-    """The field's name of a metric: `R@1`, `NMI`."""
-    return metric.replace("recall_at_", "R@").upper()
-
-
 def _three_records(records: list[Record]) -> tuple[Record, Record, Record]:
     last = finished_epochs(records)[-LAST_EPOCHS:]
-    scores = [name for name in last[0] if name.startswith("recall_at_") or name == "nmi"]
-    return best_epoch(records), last[-1], {name: float(np.mean([record[name] for record in last])) for name in scores}
+    means = {name: float(np.mean([record[name] for record in last])) for name in score_names(last[0])}
+    return best_epoch(records), last[-1], means
