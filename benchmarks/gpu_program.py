@@ -52,8 +52,6 @@ devices, and about 150 more follow from there being several.
 
 import argparse
 import collections
-import math
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -65,6 +63,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, Sharding
 
+from benchmarks.compiled_program import Instruction, read_program, read_thunks
 from proxynca_jax import steps
 from proxynca_jax.config import COUNT, PAIR, LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.machine.arguments import integer
@@ -93,21 +92,8 @@ SECONDS_PER_LAUNCH = 3e-6
 FLOPS_PER_SECOND = DATASHEET["NVIDIA H100"]
 
 CLASSES, EMBEDDING_DIM, IMAGE_SIZE = 100, 64, 227  # CUB's
-ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-LAUNCHES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# A line of XLA's text: name, shape (or a tuple of them), operation, and the operands with what follows them.
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)")
-
-
-class Instruction(NamedTuple):
-    """One line of a program that launches something."""
-
-    kind: str  # XLA's operation, or the library's function that it calls
-    result_bytes: int
-    operand_bytes: int
-    largest_dims: int  # most dimensions among the results
-    meanwhile: int = 0  # what is launched before an asynchronous one has to be done
 
 
 class Account(NamedTuple):
@@ -123,45 +109,6 @@ class Account(NamedTuple):
         """How many instructions there are of the kinds that begin so, and the gigabytes that they span."""
         chosen = [each for each in self.instructions if each.kind.startswith(prefix)]
         return len(chosen), sum(each.result_bytes + each.operand_bytes for each in chosen) / 1e9
-
-
-def size_of(shape: str) -> int:
-    """Bytes of a shape in XLA's notation, such as `f32[32,7,7,1024]{3,2,1,0}` or a tuple of such."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shape))
-    return sum(
-        ITEM_BYTES.get(dtype, 0) * math.prod(int(dim) for dim in dims.split(",") if dim) for dtype, dims in arrays
-    )
-
-
-def read_program(text: str) -> list[Instruction]:
-    """The instructions of a program's entry that launch something, each as often as it stands there."""
-    sizes: dict[str, int] = {}
-    places: dict[str, int] = {}  # in `found`
-    found: list[Instruction] = []
-    for line in text[text.index("\nENTRY") :].splitlines():
-        if not (match := INSTRUCTION.match(line)):
-            continue
-        name, shape, kind, rest = match.groups()
-        sizes[name] = size_of(shape)
-        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        if kind.endswith("-done"):
-            start = places[operands[0]]
-            found[start] = found[start]._replace(meanwhile=len(found) - start - 1)
-            continue
-        if kind in LAUNCHES_NOTHING:
-            continue
-        places[name] = len(found)
-        library = re.search(r'custom_call_target="([^"]+)"', line)
-        dims = max((len(dims.split(",")) for dims in re.findall(r"\[([\d,]*)\]", shape)), default=0)
-        read = sum(sizes.get(operand, 0) for operand in operands)
-        found.append(Instruction(library[1] if library else kind, sizes[name], read, dims))
-    return found
-
-
-def read_thunks(text: str) -> tuple[int, collections.Counter[str]]:
-    """The CUDA graphs of a program, and its thunks outside them by kind, from XLA's dump of its thunks."""
-    kinds = collections.Counter(re.findall(r"^\d+: k(\w+)", text, re.MULTILINE))  # those of a graph are indented
-    return kinds.pop("CommandBuffer", 0), kinds
 
 
 def describe_h100s(count: int) -> Layout:

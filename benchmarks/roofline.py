@@ -13,7 +13,6 @@ threads. A fusion counts as the convolution or product in it, or else as the ope
 import argparse
 import collections
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
+from benchmarks.compiled_program import fused_products, operation_names
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
@@ -91,8 +91,8 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
 def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tuple[str, str], float]:
     """Seconds by kind of operation and pass."""
     text = program.as_text()
-    names = dict(re.findall(r'^ *(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', text, re.MULTILINE))
-    products = kinds_of_products(text)
+    names = operation_names(text)
+    products = {fusion: PRODUCTS[product] for fusion, product in fused_products(text).items()}
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -103,14 +103,6 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
             kind = products.get(operation) or (KINDS.get(name.rpartition("/")[2], REST) if name else MOVING)
             spent[kind, part_of(name)] += nanoseconds / 1e9
     return dict(spent)
-
-
-def kinds_of_products(program: str) -> dict[str, str]:
-    """The fusions of a compiled program that hold a convolution or a matrix product, and which."""
-    bodies = dict(re.findall(r"^%([\w.-]+) \(.*?\{$(.*?)^\}", program, re.MULTILINE | re.DOTALL))
-    fusions = re.findall(r"%([\w.-]+) = .*? fusion\(.*?calls=%([\w.-]+)", program)
-    found = ((fusion, re.search(r" (convolution|dot)\(", bodies[body])) for fusion, body in fusions)
-    return {fusion: PRODUCTS[match[1]] for fusion, match in found if match}
 
 
 def part_of(name: str) -> str:

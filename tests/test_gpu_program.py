@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from benchmarks.gpu_program import Account, read_program, read_thunks
+from benchmarks.compiled_program import read_program, read_thunks
+from benchmarks.gpu_program import Account
 from proxynca_jax import steps
 
 PROGRAM = """HloModule jit_train_step
