@@ -14,6 +14,7 @@ import functools
 import math
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from proxynca_jax import steps
@@ -43,6 +44,7 @@ from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.optim import make_optimizer
+from proxynca_jax.presets import find_preset
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import MetricLog, Record
@@ -334,49 +336,68 @@ def _describe_epoch(record: Record) -> str:
     return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or the config.py of an earlier run.")
-_RUN = flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.")
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command.
 
-_NO_GRAPHS = flags.DEFINE_bool("no_graphs", False, NO_GRAPHS)
+    Args:
+        arguments: of the command line; by default the program's own.
+    """
+    with exit_on_user_error():
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        config: TrainConfig = options.config
+        if options.distributed:
+            if not options.run:
+                raise UserError("--distributed needs --run, a folder that all processes share.")
+            processes.start(options.coordinator_address, options.num_processes, options.process_id)
+        default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        train(config, pathlib.Path(options.run or default), graphs=not options.no_graphs)
 
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.")
-_COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "With --distributed outside Slurm and Kubernetes: host:port of the first process."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Likewise: how many processes there are.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Likewise: which of them this one is, from 0.", lower_bound=0)
 
+def _parse(arguments: list[str]) -> flags.FlagValues:
+    """Reads the command line.
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """Reads the command line, with errors that a user can act on."""
+    Raises:
+        UserError: for anything in it that the user can correct.
+    """
     valid = flatten(TrainConfig())
     for argument in arguments:
         if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
             raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
+    words = ["train", *find_preset(arguments)]
+    options = _define_options(words)
     try:
-        rest = flags.FLAGS(arguments)
+        rest = options(words)
     except flags.Error as error:
         raise UserError(str(error).strip().splitlines()[-1]) from error  # above it, the traceback of a config file
     except (OSError, ImportError, SyntaxError, NameError, AttributeError) as error:
         raise UserError(f"--config cannot be read: {error}") from error
+    if options.help:
+        print(f"{__doc__}\n{options.get_help()}")
+        sys.exit()
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not an option; options start with --, as in --config configs/glyphs.py.")
-    if not isinstance(_CONFIG.value, TrainConfig):
-        raise UserError("--config needs a file whose get_config() gives a TrainConfig: --config configs/glyphs.py.")
-    return rest
+    if not isinstance(options.config, TrainConfig):
+        raise UserError("--config needs a preset or a file whose get_config() returns a TrainConfig: --config glyphs.")
+    return options
 
 
-def main(_arguments: list[str]) -> None:
-    config = _CONFIG.value
-    if _DISTRIBUTED.value:
-        if not _RUN.value:
-            raise UserError("--distributed needs --run, a folder that all processes share.")
-        processes.start(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    train(config, pathlib.Path(_RUN.value or default), graphs=not _NO_GRAPHS.value)
+def _define_options(words: list[str]) -> flags.FlagValues:
+    """The command's options, which belong to this call and to no other code that uses absl's flags."""
+    options = flags.FlagValues()
+    mine: dict[str, Any] = {"flag_values": options}
+    config_help = "A preset, a file such as those in configs/, or the config.py of an earlier run."
+    config_flags.DEFINE_config_file("config", None, config_help, flag_values=options, sys_argv=words)
+    flags.DEFINE_bool("help", False, "Show this.", short_name="h", **mine)
+    flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.", **mine)
+    flags.DEFINE_bool("no_graphs", False, NO_GRAPHS, **mine)
+    flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.", **mine)
+    address = "With --distributed outside Slurm and Kubernetes: host:port of the first process."
+    flags.DEFINE_string("coordinator_address", None, address, **mine)
+    flags.DEFINE_integer("num_processes", None, "Likewise: how many processes there are.", lower_bound=1, **mine)
+    flags.DEFINE_integer("process_id", None, "Likewise: the number of this one, from 0.", lower_bound=0, **mine)
+    return options
 
 
 if __name__ == "__main__":
     prepare_process()
-    with exit_on_user_error():
-        app.run(main, flags_parser=_parse_flags)
+    main()
