@@ -2,9 +2,9 @@
 
     python -m proxynca_jax.neighbours --run runs/glyphs --output docs/neighbours.png
 
-A row is a query and its eight nearest other images by cosine distance, found exactly. The seed draws one query of each
-class, and the picture shows the first of them whose neighbours are not all right and not all wrong. It therefore shows
-what the network confuses, not how often: the line below the rows has Recall@1 of all images.
+A row is a query and its eight nearest other images by exact cosine distance. The seed draws one query per class; those
+with both right and wrong neighbours come first. So the picture shows what the network confuses, and not how often: the
+line below the rows has Recall@1 of all images.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.log import MetricLog
 
 NEIGHBOURS = 8
-# Pixels. The picture is meant to be shown at half its size, which is sharp on screens of high density.
+# Pixels. Shown at half its size, the picture is sharp on screens of high density.
 TILE, FRAME, GAP, QUERY_GAP, MARGIN, TEXT, LINE = 156, 8, 22, 64, 20, 30, 48
 PAPER, INK, RIGHT, WRONG = "#ffffff", "#24292f", "#1a7f37", "#cf222e"
 
@@ -81,16 +81,9 @@ def choose_rows(
 
 
 def draw(rows: Sequence[Row], split: Split, data: DataConfig, caption: str) -> Image.Image:
-    """Draws the rows: a query on the left, then its neighbours with a frame, a mark and the distance.
-
-    Args:
-        rows: from `choose_rows`.
-        split: the images.
-        data: how an image is cropped; only the part that the network sees is drawn.
-        caption: the line below the rows.
-    """
-    margin = round(TILE * (data.resize_size / data.image_size))
-    shown = dataclasses.replace(data, image_size=TILE, resize_size=margin)
+    """Draws the rows of `choose_rows`, as much of each image as the network sees, and the caption below them."""
+    resize_size = round(TILE * data.resize_size / data.image_size)
+    shown = dataclasses.replace(data, image_size=TILE, resize_size=resize_size)
     lefts = [MARGIN, *(MARGIN + TILE + QUERY_GAP + place * (TILE + GAP) for place in range(NEIGHBOURS))]
     height = MARGIN + LINE + len(rows) * (TILE + LINE + GAP) + LINE
     canvas = Image.new("RGB", (lefts[-1] + TILE + MARGIN, height), PAPER)
@@ -138,9 +131,9 @@ def main(arguments: list[str] | None = None) -> None:
         _, split = load_splits(config.data)
         embeddings = embed(*network, split, config)
         recall = recall_at_k(ranks(embeddings, split.labels), (1,))["recall_at_1"]
-        epochs = next((f"{r['epoch'] + 1} epochs" for r in MetricLog(options.run).records() if r["step"] == step), step)
+        epochs = {record["step"]: f"{record['epoch'] + 1} epochs" for record in MetricLog(options.run).records()}
         caption = f"{len(split.labels):,} images of {len(split.class_names):,} classes that were not trained on; "
-        caption += f"R@1 {100 * recall:.2f} after {epochs}"
+        caption += f"R@1 {100 * recall:.2f} after {epochs.get(step, f'step {step}')}"
         rows = choose_rows(embeddings, split.labels, rows=options.rows, seed=options.seed)
         content = io.BytesIO()
         picture = draw(rows, split, config.data, caption).quantize(256, dither=Image.Dither.NONE)  # a third of the size
