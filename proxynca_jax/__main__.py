@@ -8,6 +8,7 @@ COMMANDS = {  # name: module, and what it does
     "evaluate": ("proxynca_jax.evaluate", "score a run, or embeddings of any origin"),
     "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
+    "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),
     "bench": ("proxynca_jax.bench", "measure this machine's speed"),
 }
