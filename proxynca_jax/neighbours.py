@@ -19,16 +19,16 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
 from proxynca_jax.config import COUNT, SEEDS, DataConfig
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.datasets.glyphs import face
-from proxynca_jax.data.split import Split
+from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.data.transforms import decode, eval_transform
 from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
-from proxynca_jax.metrics.retrieval import ranks, recall_at_k
+from proxynca_jax.metrics.retrieval import LabelledVectors, ranks, recall_at_k
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.log import MetricLog
 
@@ -39,23 +39,40 @@ PAPER, INK, RIGHT, WRONG = "#ffffff", "#24292f", "#1a7f37", "#cf222e"
 
 
 class Row(NamedTuple):
-    """One query and what was found for it, nearest first. Images are rows of the split."""
+    """One query and its neighbours, nearest first."""
 
-    query: int
-    found: Int[np.ndarray, " neighbours"]
+    query: int  # row of the queries
+    found: Int[np.ndarray, " neighbours"]  # rows of the gallery
     distances: Float[np.ndarray, " neighbours"]  # cosine, 0 to 2
 
 
-def search(embeddings: Float[np.ndarray, "images dim"], query: int) -> Row:
-    """Finds the nearest other images of one image by exact cosine distance, for embeddings of length 1."""
-    distances = 1 - embeddings @ embeddings[query]
-    distances[query] = np.inf  # an image is no neighbour of itself
-    found = np.argsort(distances, kind="stable")[: min(NEIGHBOURS, len(embeddings) - 1)]
+def search(
+    embeddings: Float[np.ndarray, "images dim"], query: int, gallery: Float[np.ndarray, "others dim"] | None = None
+) -> Row:
+    """Finds the nearest images of a query by exact cosine distance.
+
+    Args:
+        embeddings: of the queries, of length 1.
+        query: row of the query.
+        gallery: the images to search, of length 1. None: the other queries.
+    """
+    if gallery is None:
+        distances = 1 - embeddings @ embeddings[query]
+        distances[query] = np.inf  # an image is no neighbour of itself
+        count = len(embeddings) - 1
+    else:
+        distances, count = 1 - gallery @ embeddings[query], len(gallery)
+    found = np.argsort(distances, kind="stable")[: min(NEIGHBOURS, count)]
     return Row(query, found, distances[found])
 
 
 def choose_rows(
-    embeddings: Float[np.ndarray, "images dim"], labels: Int[np.ndarray, " images"], *, rows: int, seed: int
+    embeddings: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, " images"],
+    *,
+    rows: int,
+    seed: int,
+    gallery: LabelledVectors | None = None,
 ) -> list[Row]:
     """Draws queries of different classes, those with both right and wrong neighbours before all others.
 
@@ -64,24 +81,27 @@ def choose_rows(
         labels: class of each image.
         rows: how many; there are fewer if there are fewer classes.
         seed: of the draw.
+        gallery: vectors of length 1 and labels of the images to search. None: the other queries.
 
     Returns:
         The rows, those with the most right neighbours first.
     """
+    others, found_labels = (None, labels) if gallery is None else gallery
     order = np.random.default_rng(seed).permutation(len(labels))
     _, firsts = np.unique(labels[order], return_index=True)
-    mixed, others = [], []
+    mixed, rest = [], []
     for query in order[np.sort(firsts)].tolist():  # one of each class
-        row = search(embeddings, query)
-        right = labels[row.found] == labels[query]
-        (mixed if 0 < right.sum() < len(right) else others).append(row)
+        row = search(embeddings, query, others)
+        right = found_labels[row.found] == labels[query]
+        (mixed if 0 < right.sum() < len(right) else rest).append(row)
         if len(mixed) == rows:
             break
-    return sorted([*mixed, *others][:rows], key=lambda row: -(labels[row.found] == labels[row.query]).sum())
+    return sorted([*mixed, *rest][:rows], key=lambda row: -(found_labels[row.found] == labels[row.query]).sum())
 
 
-def draw(rows: Sequence[Row], split: Split, data: DataConfig, caption: str) -> Image.Image:
+def draw(rows: Sequence[Row], evaluation: Evaluation, data: DataConfig, caption: str) -> Image.Image:
     """Draws the rows of `choose_rows`, as much of each image as the network sees, and the caption below them."""
+    queries, gallery = evaluation.queries, evaluation.gallery or evaluation.queries
     resize_size = round(TILE * data.resize_size / data.image_size)
     shown = dataclasses.replace(data, image_size=TILE, resize_size=resize_size)
     lefts = [MARGIN, *(MARGIN + TILE + QUERY_GAP + place * (TILE + GAP) for place in range(NEIGHBOURS))]
@@ -92,7 +112,7 @@ def draw(rows: Sequence[Row], split: Split, data: DataConfig, caption: str) -> I
     def write(left: int, top: int, text: str, colour: str, anchor: str = "lm") -> None:
         pen.text((left, top + LINE // 2), text, fill=colour, font=font, anchor=anchor)
 
-    def put(image: int, left: int, top: int, colour: str, text: str) -> None:
+    def put(split: Split, image: int, left: int, top: int, colour: str, text: str) -> None:
         pixels = eval_transform(decode(split.images[image], split.names[image]), shown)
         canvas.paste(Image.fromarray(pixels), (left, top))
         pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=colour, width=FRAME)
@@ -102,10 +122,10 @@ def draw(rows: Sequence[Row], split: Split, data: DataConfig, caption: str) -> I
     write(lefts[1], MARGIN - GAP // 2, "nearest images, with cosine distance", INK)
     for number, (query, found, distances) in enumerate(rows):
         top = MARGIN + LINE + number * (TILE + LINE + GAP)
-        put(query, lefts[0], top, INK, "")
+        put(queries, query, lefts[0], top, INK, "")
         for image, distance, left in zip(found.tolist(), distances.tolist(), lefts[1:], strict=False):
-            right = split.labels[image] == split.labels[query]
-            put(image, left, top, RIGHT if right else WRONG, f"{'✓' if right else '✗'} {distance:.2f}")
+            right = gallery.labels[image] == queries.labels[query]
+            put(gallery, image, left, top, RIGHT if right else WRONG, f"{'✓' if right else '✗'} {distance:.2f}")
     write(lefts[0], height - LINE - GAP // 2, caption, INK)
     return canvas
 
@@ -128,15 +148,19 @@ def main(arguments: list[str] | None = None) -> None:
         if options.output.suffix.lower() != ".png":
             raise UserError(f"--output is {str(options.output)!r}; it must end in .png.")
         network, config, step = load_network(options.run, options.checkpoint)
-        _, split = load_splits(config.data)
+        evaluation = load_dataset(config.data).evaluation
+        split, others = evaluation.queries, evaluation.gallery
         embeddings = embed(*network, split, config)
-        recall = recall_at_k(ranks(embeddings, split.labels), (1,))[1]
+        gallery = None if others is None else (embed(*network, others, config), others.labels)
+        recall = recall_at_k(ranks(embeddings, split.labels, gallery=gallery), (1,))[1]
         epochs = {record["step"]: f"{record['epoch'] + 1} epochs" for record in MetricLog(options.run).records()}
         caption = f"{len(split.labels):,} images of {len(split.class_names):,} classes that were not trained on; "
         caption += f"R@1 {100 * recall:.2f} after {epochs.get(step, f'step {step}')}"
-        rows = choose_rows(embeddings, split.labels, rows=options.rows, seed=options.seed)
+        rows = choose_rows(embeddings, split.labels, rows=options.rows, seed=options.seed, gallery=gallery)
         content = io.BytesIO()
-        picture = draw(rows, split, config.data, caption).quantize(256, dither=Image.Dither.NONE)  # a third of the size
+        picture = draw(rows, evaluation, config.data, caption).quantize(
+            256, dither=Image.Dither.NONE
+        )  # a third of the size
         picture.save(content, "PNG", optimize=True)
         replace_file(options.output, content.getvalue())
         print(f"{options.output}: {len(rows)} queries. {caption}")

@@ -16,24 +16,26 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from proxynca_jax import steps
 from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
 from proxynca_jax.config import TrainConfig, flatten
-from proxynca_jax.data.cache import cached, cached_crops
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.cache import cached, cached_crops, require_cache
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
-from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.order import steps_per_epoch
+from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
-from proxynca_jax.data.split import Split, divide, random_classes
+from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
 from proxynca_jax.embedder import embed
 from proxynca_jax.errors import UserError, look_up, nearest
 from proxynca_jax.losses import LOSSES
@@ -43,6 +45,7 @@ from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
+from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.presets import find_preset
 from proxynca_jax.runs.checkpoint import Checkpoints
@@ -66,16 +69,16 @@ class Job(NamedTuple):
     config: TrainConfig
     log: MetricLog
     train_split: Split
-    eval_split: Split  # scored after each epoch
-    test_split: Split  # scored once, at the end, if it is not the one above
+    evaluation: Evaluation  # scored after each epoch
+    test: Evaluation  # scored once, at the end, if it is not the one above
     epoch_steps: int
     layout: Layout
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
     resident: ResidentImages | None = None  # the training images, where they are placed on the device
-    eval_source: Source[DeviceBatch] | None = None  # the evaluation images, decoded once
+    sources: Sequence[Source[DeviceBatch]] = ()  # the images of `evaluation.splits()`, decoded once
 
-    def evaluations(self) -> list[Record]:
+    def evaluation_records(self) -> list[Record]:
         """The records of the evaluations before training and after each epoch."""
         name = EVALUATED_SPLIT[self.config.evaluation.protocol]
         return [record for record in self.log.records() if record["split"] == name]
@@ -86,7 +89,7 @@ class Job(NamedTuple):
 
     def best(self) -> Record:
         """The best of the evaluations, the earliest of equals."""
-        return max(self.evaluations(), key=lambda record: record[self.config.checkpoint.best_metric])
+        return max(self.evaluation_records(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
 def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> None:
@@ -116,7 +119,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
 
         # Loop
         try:
-            if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluations()):
+            if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluation_records()):
                 _finish_epoch(job, state, step, {}, checkpoints, check)
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
@@ -157,12 +160,14 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     # Data
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
-    train_split, test_split = load_splits(config.data)
-    eval_split = test_split
+    require_cache(config.data)
+    dataset = load_dataset(config.data)
+    train_split, evaluation = dataset.train, dataset.evaluation
     if config.evaluation.protocol == "validation":
         held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
-        train_split, eval_split = divide(train_split, held_out)
-    epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
+        train_split, validation_split = divide(train_split, held_out)
+        evaluation = Evaluation(validation_split)
+    epoch_steps = steps_per_epoch(len(train_split.labels), config.optim.batch_size)
 
     # Devices
     classes = len(train_split.class_names)
@@ -191,12 +196,13 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     # Folder
     open_run(run, config)
     log = MetricLog(run, writes=processes.is_first())
-    log.line(_describe(config, run, train_split, eval_split))
+    log.line(_describe(config, run, train_split, evaluation))
     if start:
         log.line(start)
     if (named := config.model.compute_dtype) != (precision := computed_in(named)):
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
-    return Job(config, log, train_split, eval_split, test_split, epoch_steps, layout, train_step, embed_step), state
+    test = dataset.evaluation
+    return Job(config, log, train_split, evaluation, test, epoch_steps, layout, train_step, embed_step), state
 
 
 def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
@@ -230,16 +236,17 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
         # Many processes have to check equally often, and all but the first find the cache made.
         options = {"check": check} if jax.process_count() == 1 else {}
         train_split = cached(job.train_split, data, max_side=data.max_side, **options)
-        job = job._replace(train_split=train_split, eval_split=cached_crops(job.eval_split, data, **options))
+        crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
+        job = job._replace(train_split=train_split, evaluation=Evaluation(*crops_of))
         if processes.is_first():
             processes.wait_for_all("the cache")
     if data.placement == "device":
         resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
         job = job._replace(resident=resident)
-    place, line = choose_place(job.eval_split, job.config)
+    place, line = choose_place(job.evaluation, job.config)
     job.log.line(line)
-    return job._replace(eval_source=evaluation_source(job.eval_split, job.config, place))
+    return job._replace(sources=[evaluation_source(split, job.config, place) for split in job.evaluation.splits()])
 
 
 @contextlib.contextmanager
@@ -274,8 +281,7 @@ def _finish_epoch(
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     with CompileClock() as compiling:  # metrics compile when they are first used
-        embeddings = embed(job.embed_step, *state.network(), job.eval_split, job.config, check, job.eval_source)
-        scores = score(embeddings, job.eval_split.labels, job.config)
+        scores = _score(job, job.evaluation, state.network(), check, job.sources)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
@@ -289,13 +295,36 @@ def _finish_epoch(
     checkpoints.save("latest", step, state)
 
 
+def _score(
+    job: Job,
+    evaluation: Evaluation,
+    network: tuple[steps.Tree, steps.Tree],
+    check: Callable[[], None],
+    sources: Sequence[Source[DeviceBatch]] = (),
+) -> Record:
+    """Embeds the queries and, if there is one, the gallery, and scores them.
+
+    Args:
+        job: The run.
+        evaluation: The images.
+        network: Parameters and running statistics.
+        check: Called before each batch; raises to stop.
+        sources: The batches of `evaluation.splits()`; without them, the images are decoded for this call.
+    """
+
+    def embedded(split: Split, source: Source[DeviceBatch] | None) -> LabelledVectors:
+        return embed(job.embed_step, *network, split, job.config, check, source), split.labels
+
+    queries, *gallery = map(embedded, evaluation.splits(), sources or (None, None))
+    return score(*queries, job.config, gallery=gallery[0] if gallery else None)
+
+
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best state, once, on the test classes; `state` gives the shapes."""
     best = job.best()
     network = checkpoints.restore_network("best", *state.network())
-    embeddings = embed(job.embed_step, *network, job.test_split, job.config, check)
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
-    record = processes.record_of_first(record | score(embeddings, job.test_split.labels, job.config))
+    record = processes.record_of_first(record | _score(job, job.test, network, check))
     job.log.record(record)
     job.log.line(f"test classes, at that epoch  {describe_scores(record)}")
 
@@ -316,14 +345,17 @@ def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
     return value
 
 
-def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, eval_split: Split) -> str:
+def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evaluation: Evaluation) -> str:
     device = jax.devices()[0]
-    sides = (
-        f"{side} {len(split.labels):,} images of {len(split.class_names):,} classes"
-        for side, split in (("training", train_split), ("evaluation", eval_split))
+    named = {"training": train_split, "evaluation": evaluation.queries}
+    if evaluation.gallery is not None:
+        named = {"training": train_split, "queries": evaluation.queries, "gallery": evaluation.gallery}
+    parts = (
+        f"{name} {len(split.labels):,} images of {len(np.unique(split.labels)):,} classes"
+        for name, split in named.items()
     )
     devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
-    return f"{run}: {config.data.dataset}, {', '.join(sides)}; {devices}"
+    return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"
 
 
 def _describe_epoch(record: Record) -> str:

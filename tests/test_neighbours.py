@@ -62,6 +62,15 @@ def test_neighbours_are_exact_and_leave_the_query_out():
     np.testing.assert_allclose(row.distances, 1 - np.cos(np.radians([0, 10, 90, 200])), atol=1e-6)
 
 
+def test_a_gallery_is_searched_whole():
+    vectors = np.eye(3, dtype=np.float32)
+    gallery = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
+    assert neighbours.search(vectors, 0, gallery).found.tolist() == [1, 0]
+    labels = np.array([0, 1, 2])
+    rows = neighbours.choose_rows(vectors, labels, rows=3, seed=0, gallery=(gallery, np.array([1, 0])))
+    assert {row.query: row.found.tolist() for row in rows}[1] == [0, 1]
+
+
 def test_queries_are_of_different_classes_and_mixed_ones_come_first():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), 9)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -64,7 +65,12 @@ def test_importing_the_training_command_defines_no_global_flags():
 
 @pytest.mark.slow
 def test_a_wheel_trains_without_a_checkout(tmp_path):
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "wheels", REPOSITORY]
+    source = tmp_path / "source"  # pip leaves a folder in it
+    for folder in ("proxynca_jax", "convert", "configs"):
+        shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, source)
+    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "wheels", source]
     status, _, err = run(*words)
     assert status == 0, err
     (wheel,) = (tmp_path / "wheels").glob("*.whl")

@@ -20,7 +20,7 @@ from proxynca_jax import steps, train, weights
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import pipeline
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE
 from proxynca_jax.data.resident import crops
 from proxynca_jax.data.transforms import decode
@@ -198,7 +198,7 @@ def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
     assert timeless(tmp_path / "run") == timeless(whole)
     assert f"evaluation images: {place}\n" in (tmp_path / "run" / "log.txt").read_text()
     counts = collections.Counter(names)
-    assert [counts[name] for name in load_splits(config.data)[1].names] == [decoded] * 26
+    assert [counts[name] for name in load_dataset(config.data).evaluation.queries.names] == [decoded] * 26
 
 
 @pytest.mark.usefixtures("tiny")

@@ -3,12 +3,13 @@
 import dataclasses
 import multiprocessing
 import os
-import resource
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
+import psutil
 
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.models.flops import TRAINING, forward_flops
@@ -134,5 +135,10 @@ def peak_mb() -> float:
 
 
 def process_peak_mb() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The peak memory of this process so far, in MB."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
