@@ -13,7 +13,6 @@ import datetime
 import functools
 import math
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from proxynca_jax import steps
 from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
-from proxynca_jax.config import TrainConfig, flatten
+from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.cache import cached, cached_crops, require_cache
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
@@ -37,22 +34,21 @@ from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, trainin
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
 from proxynca_jax.embedder import embed
-from proxynca_jax.errors import UserError, look_up, nearest
+from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
-from proxynca_jax.machine.arguments import NO_GRAPHS
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.presets import find_preset
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import MetricLog, Record
 from proxynca_jax.scores import describe_scores, score
 from proxynca_jax.sharding import Layout
+from proxynca_jax.training_options import parse
 from proxynca_jax.weights import load_pretrained
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
@@ -375,7 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: of the command line; by default the program's own.
     """
     with exit_on_user_error():
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments, about=str(__doc__))
         config: TrainConfig = options.config
         if options.distributed:
             if not options.run:
@@ -383,51 +379,6 @@ def main(arguments: list[str] | None = None) -> None:
             processes.start(options.coordinator_address, options.num_processes, options.process_id)
         default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         train(config, pathlib.Path(options.run or default), graphs=not options.no_graphs)
-
-
-def _parse(arguments: list[str]) -> flags.FlagValues:
-    """Reads the command line.
-
-    Raises:
-        UserError: for anything in it that the user can correct.
-    """
-    valid = flatten(TrainConfig())
-    for argument in arguments:
-        if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
-            raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
-    words = ["train", *find_preset(arguments)]
-    options = _define_options(words)
-    try:
-        rest = options(words)
-    except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error  # above it, the traceback of a config file
-    except (OSError, ImportError, SyntaxError, NameError, AttributeError) as error:
-        raise UserError(f"--config cannot be read: {error}") from error
-    if options.help:
-        print(f"{__doc__}\n{options.get_help()}")
-        sys.exit()
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not an option; options start with --, as in --config configs/glyphs.py.")
-    if not isinstance(options.config, TrainConfig):
-        raise UserError("--config needs a preset or a file whose get_config() returns a TrainConfig: --config glyphs.")
-    return options
-
-
-def _define_options(words: list[str]) -> flags.FlagValues:
-    """The command's options, which belong to this call and to no other code that uses absl's flags."""
-    options = flags.FlagValues()
-    mine: dict[str, Any] = {"flag_values": options}
-    config_help = "A preset, a file such as those in configs/, or the config.py of an earlier run."
-    config_flags.DEFINE_config_file("config", None, config_help, flag_values=options, sys_argv=words)
-    flags.DEFINE_bool("help", False, "Show this.", short_name="h", **mine)
-    flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.", **mine)
-    flags.DEFINE_bool("no_graphs", False, NO_GRAPHS, **mine)
-    flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.", **mine)
-    address = "With --distributed outside Slurm and Kubernetes: host:port of the first process."
-    flags.DEFINE_string("coordinator_address", None, address, **mine)
-    flags.DEFINE_integer("num_processes", None, "Likewise: how many processes there are.", lower_bound=1, **mine)
-    flags.DEFINE_integer("process_id", None, "Likewise: the number of this one, from 0.", lower_bound=0, **mine)
-    return options
 
 
 if __name__ == "__main__":

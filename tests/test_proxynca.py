@@ -11,7 +11,7 @@ import trees
 
 from proxynca_jax.__main__ import COMMANDS
 from proxynca_jax.errors import UserError
-from proxynca_jax.presets import find_preset, presets
+from proxynca_jax.training_options import find_preset, presets
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
