@@ -1,6 +1,6 @@
 """The metric card: scores with what each of them means, and everything that they depend on.
 
-Recall@K and NMI differ between papers by choices that their names do not tell; the card tells them.
+Papers compute Recall@K and NMI in different ways under the same names. The card states how these were computed.
 """
 
 import importlib.metadata
