@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, config, step = load_network(options.run, kind, graphs=not options.no_graphs)
             precision = computed_in(config.model.compute_dtype)
             _, split = load_splits(config.data)
-            embeddings, labels, gallery = embed(*network, split, config), split.labels, None
+            embeddings, labels, gallery = embed(network, split, config), split.labels, None
             title = f"{options.run}  {kind} checkpoint, step {step}"
         else:
             config = TrainConfig()

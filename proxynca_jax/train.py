@@ -33,7 +33,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_plac
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Split, divide, random_classes
-from proxynca_jax.embedder import embed
+from proxynca_jax.embedder import TrainedNetwork, embed
 from proxynca_jax.errors import UserError, look_up, nearest
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
@@ -42,6 +42,7 @@ from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
+from proxynca_jax.models import BACKBONES
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
@@ -155,6 +156,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     # Data
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
+    look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
     train_split, test_split = load_splits(config.data)
     eval_split = test_split
     if config.evaluation.protocol == "validation":
@@ -174,8 +176,8 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     )
     start = None
     if config.model.weights:
-        loaded = load_pretrained(config.model.weights, *state.network())
-        state = state.with_network(*layout.place(loaded))
+        loaded = load_pretrained(config.model.weights, state.network(), config.model.backbone)
+        state = state.with_network(layout.place(loaded))
         start = f"starting from the weights in {config.model.weights}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
@@ -272,7 +274,8 @@ def _finish_epoch(
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     with CompileClock() as compiling:  # metrics compile when they are first used
-        embeddings = embed(job.embed_step, *state.network(), job.eval_split, job.config, check, job.eval_source)
+        network = TrainedNetwork(job.embed_step, state.network())
+        embeddings = embed(network, job.eval_split, job.config, check, job.eval_source)
         scores = score(embeddings, job.eval_split.labels, job.config)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
@@ -290,8 +293,8 @@ def _finish_epoch(
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best state, once, on the test classes; `state` gives the shapes."""
     best = job.best()
-    network = checkpoints.restore_network("best", *state.network())
-    embeddings = embed(job.embed_step, *network, job.test_split, job.config, check)
+    network = TrainedNetwork(job.embed_step, checkpoints.restore_network("best", state.network()))
+    embeddings = embed(network, job.test_split, job.config, check)
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
     record = processes.record_of_first(record | score(embeddings, job.test_split.labels, job.config))
     job.log.record(record)
