@@ -68,7 +68,7 @@ from proxynca_jax import steps
 from proxynca_jax.config import COUNT, PAIR, LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.peak_flops import DATASHEET
-from proxynca_jax.models.flops import TRAINING, forward_flops
+from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.sharding import AXIS, Layout
 
@@ -134,7 +134,7 @@ def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
     options = steps.compiler_options("gpu")
     if step == "embed":
         embed_step: Any = steps.make_embed_step(graph, layout, options=options)
-        network = jax.eval_shape(embed_step.fold, *state.network())
+        network = jax.eval_shape(embed_step.fold, state.network())
         return embed_step.embed.lower(jax.tree.map(describe, network, layout.shardings(network)), images)
     train_step: Any = steps.make_train_step(graph, LossConfig(), optimizer, layout=layout, options=options)
     described = jax.tree.map(describe, state, layout.shardings(state))
@@ -151,8 +151,8 @@ def compile_for(step: str, dtype: str, batch_size: int, layout: Layout) -> Accou
     assert memory is not None
     assert text is not None
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    images = batch_size / layout.mesh.size * (TRAINING if step == "train" else 1)
-    flops = forward_flops(IMAGE_SIZE, EMBEDDING_DIM) * images
+    images = batch_size / layout.mesh.size * (TRAINING_PASSES if step == "train" else 1)
+    flops = forward_flops(ModelConfig(embedding_dim=EMBEDDING_DIM), IMAGE_SIZE) * images
     return Account(read_program(text), graphs, outside, peak + memory.temp_size_in_bytes, flops)
 
 

@@ -31,8 +31,7 @@ import torch
 from matplotlib import pyplot
 
 from benchmarks.torch_training import make_adam, proxy_nca
-from convert import rules
-from convert.torch_network import from_state_dict
+from convert.bn_inception import BN_INCEPTION, from_state_dict
 from proxynca_jax import steps
 from proxynca_jax.config import DataConfig, LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.data.datasets import load_dataset
@@ -64,8 +63,8 @@ def torch_losses(
     """Yields PyTorch's loss at each step, from the weights that `flax_losses` starts from."""
     optimizer = make_optimizer(optim, steps_per_epoch=EPOCH_STEPS)
     _, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
-    leaves = flatten(dict(zip(("params", "batch_stats"), state.network(), strict=True)))
-    converted = dict(rules.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
+    leaves = flatten(state.network()._asdict())
+    converted = dict(BN_INCEPTION.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
     network = from_state_dict({key: torch.tensor(value) for key, value in converted.items()}).to(dtype)
     proxies = torch.tensor(np.asarray(state.params["proxies"]), dtype=dtype, requires_grad=True)
     adam = make_adam(network, proxies, optim)

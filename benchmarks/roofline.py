@@ -27,12 +27,11 @@ from jax.profiler import ProfileData
 from benchmarks.compiled_program import fused_products, operation_names
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
-from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
+from proxynca_jax.config import COUNT, PAIR, DataConfig, ModelConfig, TrainConfig
 from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.peak_flops import measured_matmul
-from proxynca_jax.models.flops import TRAINING, forward_flops
-from proxynca_jax.models.network import BN_INCEPTION
+from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.speed_table import STEPS
 
@@ -77,7 +76,7 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
     batch = {"image": images, "label": labels}
     train = steps.make_train_step(graph, config.loss, optimizer).lower(state, batch).compile()
     embed_step = steps.make_embed_step(graph)
-    network = embed_step.fold(*state.network())
+    network = embed_step.fold(state.network())
     embed = embed_step.embed.lower(network, images).compile()
 
     def run_training() -> Any:
@@ -130,8 +129,8 @@ def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Calla
     measured = statistics.median(seconds(call) for _ in range(repeats))
     cost = program.cost_analysis()
     assert cost is not None
-    passes = TRAINING if step == "train" else 1
-    model = passes * batch_size * forward_flops(BN_INCEPTION.image_size, ModelConfig().embedding_dim)
+    passes = TRAINING_PASSES if step == "train" else 1
+    model = passes * batch_size * forward_flops(ModelConfig(), DataConfig().image_size)
     print(f"{step}, batch {batch_size}: {measured:.3f} s, {batch_size / measured:.1f} images/s")
     for what, amount, speed, unit in (
         ("model FLOP", model, flops_per_second, "GFLOP"),

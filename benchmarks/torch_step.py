@@ -95,7 +95,7 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
-        folded = embed_step.fold(*state.network())  # as once for each evaluation
+        folded = embed_step.fold(state.network())  # as once for each evaluation
         # The device computes them one after the other, and has them all once it has the last one.
         *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)
@@ -121,7 +121,7 @@ def torch(
     import torch
 
     from benchmarks.torch_training import make_adam, proxy_nca
-    from convert.torch_network import TorchBNInception
+    from convert.bn_inception import TorchBNInception
 
     config = TrainConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +181,7 @@ def in_jax(dtype: str) -> Variant:
 
 def in_torch(dtype: str = "tensorfloat32", **options: bool | str) -> Variant:
     """PyTorch's program, with keyword arguments of `torch`. Its float32 convolutions are TF32 on GPUs that have it."""
-    load = functools.partial(importlib.import_module, "convert.torch_network")
+    load = functools.partial(importlib.import_module, "convert.bn_inception")
     return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype, starts_alone=False)
 
 

@@ -1,1 +1,1 @@
-"""PyTorch BN-Inception weights to Flax, and back."""
+"""Converts weights between PyTorch and this project."""

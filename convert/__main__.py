@@ -1,11 +1,11 @@
-"""Converts the weights of BN-Inception between PyTorch and this project, in three forms.
+"""Converts weights between PyTorch and this project, in three forms.
 
-to this project, by default into weights/bn_inception.safetensors:
-    python -m convert bn_inception_weights_pt04.pt [--output weights/bn_inception.safetensors]
-back to a state dict for PyTorch:
+To this project, by default into weights/<backbone>.safetensors:
+    python -m convert bn_inception_weights_pt04.pt [--backbone bn_inception] [--output weights/bn_inception.safetensors]
+Back to a state dict for PyTorch:
     python -m convert --to-torch weights/bn_inception.safetensors out.pt
     python -m convert --to-torch runs/cars out.pt
-both networks on the same images, compared layer by layer:
+Both networks on the same images, compared layer by layer:
     python -m convert verify bn_inception_weights_pt04.pt weights/bn_inception.safetensors
 """
 
@@ -17,72 +17,89 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Shaped
 
-from convert import rules, torch_files
-from proxynca_jax import steps, weights
-from proxynca_jax.errors import UserError
+from convert import torch_files
+from convert.converter import Converter
+from proxynca_jax import weights
+from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import abstract_network
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import read_config
+from proxynca_jax.sharding import Layout
 
-DEFAULT_OUTPUT = pathlib.Path("weights/bn_inception.safetensors")
-# `net/bn_inception_weights_pt04.pt` of the reference repository.
-REFERENCE_BLOB_ID = "368e1ea536e18064a9a084dbcf9fc4ac98b62fcf"
+DEFAULT_BACKBONE = "bn_inception"
 
 
-def to_flax(source: pathlib.Path, output: pathlib.Path) -> None:
-    """Converts a PyTorch file and says what it was and what became of it.
+def to_flax(source: pathlib.Path, output: pathlib.Path, backbone: str) -> None:
+    """Converts a PyTorch file, and prints what it was and what was written.
 
     Args:
-        source: holds a state dict.
+        source: a file with a state dict.
         output: the converted file.
+        backbone: of the state dict, a key of `CONVERTERS`.
 
     Raises:
-        UserError: if `source` is not BN-Inception, whole and well formed, or `output` cannot be written.
+        UserError: if `source` is not that backbone, complete and well formed, or `output` cannot be written.
     """
+    converter = _converter(backbone, "--backbone")
     state = torch_files.read_state_dict(source)
-    rules.check_state_dict(state, source)
+    converter.check(state, backbone, source)
     _keep_apart(source, output)
     blob_id = torch_files.git_blob_id(source)
-    tensors = dict(rules.to_flax(key, value) for key, value in state.items())
-    weights.write(output, tensors, source={"file": source.name, "git_blob_id": blob_id})
+    tensors = dict(converter.to_flax(key, value) for key, value in state.items())
+    weights.write(output, backbone, tensors, source={"file": source.name, "git_blob_id": blob_id})
 
-    if blob_id == REFERENCE_BLOB_ID:
+    if blob_id == converter.published_blob_id:
         print(f"{source}: the reference's file, recognised by its git blob id {blob_id}.")
     else:
-        print(f"{source}: a well-formed BN-Inception, but unrecognised: its git blob id is {blob_id}.")
-        print(f"  If it should be the reference's file ({REFERENCE_BLOB_ID}), download it again.")
+        title = BACKBONES[backbone].title
+        print(f"{source}: a well-formed {title}, but unrecognised: its git blob id is {blob_id}.")
+        print(f"  If it should be the reference's file ({converter.published_blob_id}), download it again.")
     print(f"wrote {output}: {_describe(tensors)}")
     print(f"check it:  {shlex.join(['python', '-m', 'convert', 'verify', str(source), str(output)])}")
-    print(f"train:     python -m proxynca_jax.train --config configs/cars.py --config.model.weights={output}")
+    named = "" if backbone == DEFAULT_BACKBONE else f" --config.model.backbone={backbone}"
+    print(f"train:     python -m proxynca_jax.train --config configs/cars.py --config.model.weights={output}{named}")
 
 
 def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
     """Writes a state dict that the PyTorch network loads with `strict=True`.
 
     Args:
-        source: a converted file, or a run's folder, whose best state is taken.
+        source: a converted file, or a run's folder, whose best state is used.
         output: the PyTorch file.
 
     Raises:
-        UserError: if `source` is no converted file of a whole BN-Inception, or `output` cannot be written.
+        UserError: if `source` is not a converted file of a complete network, or `output` cannot be written.
     """
-    state = dict(rules.to_torch(path, value) for path, value in load_network(source).items())
-    rules.check_state_dict(state, source)
+    backbone, tensors = load_network(source)
+    converter = _converter(backbone, f"the backbone of {source}")
+    state = dict(converter.to_torch(path, value) for path, value in tensors.items())
+    converter.check(state, backbone, source)
     _keep_apart(source, output)
     torch_files.write_state_dict(output, state)
     print(f"wrote {output}: a state dict of {len(state)} tensors. Load it with")
     print(f"  network.load_state_dict(torch.load({str(output)!r}, weights_only=True), strict=True)")
 
 
-def load_network(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The leaves of a converted network, or of the best state of a run, by path: `params/...` and `batch_stats/...`."""
+def load_network(path: pathlib.Path) -> weights.Converted:
+    """Reads a converted file, or the best state of a run as if it had been converted."""
     if not path.is_dir():
         return weights.read(path)
-    _, network, batch_stats = steps.init_network(read_config(path).model, np.random.default_rng(0))
+    model = read_config(path).model
+    _, shapes = abstract_network(model)
     with Checkpoints(path) as checkpoints:
-        network, batch_stats = checkpoints.restore_network("best", network, batch_stats)
-    leaves = weights.flatten({"params": network, "batch_stats": batch_stats})
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        variables = checkpoints.restore_network("best", Layout().describe(shapes))
+    leaves = weights.flatten(variables._asdict())
+    return weights.Converted(model.backbone, {name: np.asarray(leaf) for name, leaf in leaves.items()})
+
+
+def _converter(backbone: str, field: str) -> Converter:
+    """Finds a row of the table, which imports PyTorch."""
+    torch_files.import_torch()
+    from convert.converters import CONVERTERS
+
+    return look_up(CONVERTERS, backbone, field)
 
 
 def _keep_apart(source: pathlib.Path, output: pathlib.Path) -> None:
@@ -104,7 +121,7 @@ def _describe(tensors: dict[str, Shaped[np.ndarray, "..."]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; see the module's docstring.
+    """Runs the command.
 
     Args:
         argv: the arguments, by default those of the process.
@@ -113,16 +130,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="+", metavar="FILE", help="files, as above")
-    parser.add_argument("--output", help=f"the converted file (default: {DEFAULT_OUTPUT})")
+    parser.add_argument("--backbone", help=f"the network of a PyTorch file (default: {DEFAULT_BACKBONE})")
+    parser.add_argument("--output", help="the converted file (default: weights/<backbone>.safetensors)")
     parser.add_argument("--to-torch", action="store_true", help="convert the first file to PyTorch, into the second")
     arguments = parser.parse_args(argv)
     with exit_on_user_error():
-        match arguments.words, arguments.to_torch, arguments.output:
-            case [source], False, output:
-                to_flax(pathlib.Path(source), pathlib.Path(output or DEFAULT_OUTPUT))
-            case [source, output], True, None:
+        match arguments.words, arguments.to_torch, arguments.output, arguments.backbone:
+            case [source], False, output, backbone:
+                backbone = backbone or DEFAULT_BACKBONE
+                to_flax(pathlib.Path(source), pathlib.Path(output or f"weights/{backbone}.safetensors"), backbone)
+            case [source, output], True, None, None:
                 to_torch(pathlib.Path(source), pathlib.Path(output))
-            case ["verify", source, converted], False, None:
+            case ["verify", source, converted], False, None, None:
                 torch_files.import_torch()
                 from convert.verify import verify
 

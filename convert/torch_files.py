@@ -1,4 +1,4 @@
-"""State dicts in files: both of PyTorch's formats, read without running anything that is in them, and safetensors."""
+"""State dicts in files: both of PyTorch's formats and safetensors. Nothing inside a file is executed."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ DATA_PARALLEL_PREFIX = "module."
 
 
 def import_torch() -> types.ModuleType:
-    """PyTorch, which this project needs for converting and nothing else.
+    """Imports PyTorch, which only conversion needs.
 
     Raises:
         UserError: if it is not installed.
@@ -35,7 +35,7 @@ def import_torch() -> types.ModuleType:
 
 
 def git_blob_id(path: pathlib.Path) -> str:
-    """The name that git gives to a file's content, which tells a download from a repository to be whole and right."""
+    """Returns git's name for a file's content. It proves that a download from a repository is the right file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -47,10 +47,10 @@ def read_state_dict(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
         path: a `.pt` or `.pth` file in either of PyTorch's formats, or `.safetensors`.
 
     Returns:
-        Arrays by key, in PyTorch's layout. Not yet compared with any network.
+        Arrays by key, in PyTorch's layout. They have not been compared with any network.
 
     Raises:
-        UserError: for a file that is missing, damaged or holds something else.
+        UserError: if the file is missing, damaged or something else.
     """
     if not path.is_file():
         raise UserError(f"no weights file at {path}.")
@@ -78,16 +78,16 @@ def _load(path: pathlib.Path) -> Any:
     torch = import_torch()
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # PyTorch itself does not look at the checksums
+            with zipfile.ZipFile(path) as archive:  # PyTorch itself does not check the checksums
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(damaged)
-        with warnings.catch_warnings(action="ignore"):  # the refusals below say more
+        with warnings.catch_warnings(action="ignore"):  # the errors below say more
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may ask for anything and fail in any way
+    except Exception as error:  # a damaged pickle can fail in any way
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{path} was refused: it asks to run {refused[1]!r}, which weights have no need of. "
-                "If it is a checkpoint of yours, save its state dict alone and convert that."
+                f"{path} was refused: it asks to run {refused[1]!r}, which weights do not need. "
+                "If it is a checkpoint of yours, save only its state dict and convert that."
             ) from error
         raise UserError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file: it is damaged, cut short or "
@@ -111,7 +111,7 @@ def _arrays(state: dict[str, Any], path: pathlib.Path) -> dict[str, Shaped[np.nd
     for key, value in state.items():
         try:
             arrays[key] = value.detach().numpy()
-        except (AttributeError, TypeError, RuntimeError):  # no tensor, or of a kind that NumPy has not
+        except (AttributeError, TypeError, RuntimeError):  # not a tensor, or of a dtype that NumPy lacks
             others.append(f"{key} ({getattr(value, 'dtype', type(value).__name__)})")
     if others:
         raise UserError(

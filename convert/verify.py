@@ -1,4 +1,4 @@
-"""Both networks on the same images, layer by layer: does the converted file compute what the PyTorch file does?"""
+"""Compares a PyTorch file and its converted file: both networks on the same images, layer by layer."""
 
 import dataclasses
 import functools
@@ -12,17 +12,18 @@ from flax import nnx
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
-from convert import rules
+from convert.converter import Converter
+from convert.converters import CONVERTERS
 from convert.torch_files import read_state_dict
-from convert.torch_network import from_state_dict
 from proxynca_jax.config import ModelConfig
-from proxynca_jax.errors import UserError
-from proxynca_jax.models.network import BN_INCEPTION, normalise, unit_vectors
-from proxynca_jax.steps import Tree, init_network
+from proxynca_jax.errors import UserError, look_up
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.backbone import normalise
+from proxynca_jax.models.network import Variables, init_network, unit_vectors
 from proxynca_jax.weights import flatten, load_pretrained, mismatches, read
 
 IMAGES = 4
-# Largest relative RMS accepted. Float32 rounding alone was seen to give 1.4e-5 and 4.3e-5.
+# Largest relative RMS accepted. The rounding of float32 alone gave 1.4e-5 in inference and 4.3e-5 in training.
 TOLERANCE = {"inference": 1e-4, "training": 1e-3}
 
 Stages = dict[str, Float[np.ndarray, "..."]]  # outputs by stage, and the running statistics after them by key
@@ -48,16 +49,28 @@ def distance(ours: Float[np.ndarray, "*shape"], theirs: Float[np.ndarray, "*shap
     )
 
 
-def synthetic_images() -> UInt8[np.ndarray, "batch size size 3"]:
-    """A few smooth colour patterns, the same ones every time."""
+def synthetic_images(size: int) -> UInt8[np.ndarray, "batch size size 3"]:
+    """Draws smooth colour patterns, the same ones every time.
+
+    Args:
+        size: pixels, side of the square.
+    """
     coarse = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), np.uint8)
-    size = (BN_INCEPTION.image_size, BN_INCEPTION.image_size)
-    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in coarse])
+    sides, method = (size, size), Image.Resampling.BICUBIC
+    return np.stack([np.asarray(Image.fromarray(image).resize(sides, method)) for image in coarse])
 
 
-def torch_stages(state: Mapping[str, Shaped[np.ndarray, "..."]], images: UInt8[np.ndarray, "..."]) -> dict[str, Stages]:
-    """What the PyTorch network computes in each mode; images NHWC as ours."""
-    network = from_state_dict({key: torch.tensor(value) for key, value in state.items()})
+def torch_stages(
+    converter: Converter, state: Mapping[str, Shaped[np.ndarray, "..."]], images: UInt8[np.ndarray, "..."]
+) -> dict[str, Stages]:
+    """Runs the PyTorch network in each mode.
+
+    Args:
+        converter: of the network.
+        state: its state dict.
+        images: RGB bytes, NHWC.
+    """
+    network = converter.twin({key: torch.tensor(value) for key, value in state.items()})
     outputs = {}
     for mode in TOLERANCE:
         network.train(mode == "training")
@@ -68,25 +81,34 @@ def torch_stages(state: Mapping[str, Shaped[np.ndarray, "..."]], images: UInt8[n
     return outputs
 
 
-def flax_stages(path: pathlib.Path, embedding_dim: int, images: UInt8[np.ndarray, "..."]) -> dict[str, Stages]:
-    """What the Flax network computes in each mode, with weights loaded as for training."""
-    graph, *fresh = init_network(ModelConfig(embedding_dim=embedding_dim), np.random.default_rng(0))
-    network, batch_stats = load_pretrained(path, *fresh)
+def flax_stages(
+    converter: Converter, path: pathlib.Path, model: ModelConfig, images: UInt8[np.ndarray, "..."]
+) -> dict[str, Stages]:
+    """Runs the Flax network in each mode, with weights loaded as for training.
+
+    Args:
+        converter: of the network.
+        path: of the converted file.
+        model: the network.
+        images: RGB bytes.
+    """
+    graph, fresh = init_network(model, np.random.default_rng(0))
+    variables = load_pretrained(path, fresh, model.backbone)
     outputs = {}
     for mode in TOLERANCE:
         # A GPU's default TF32 is a thousand times coarser than what is measured here.
         with jax.default_matmul_precision("highest"):
-            stages, updated = _run(graph, network, batch_stats, images, train=mode == "training")
+            stages, updated = _run(graph, variables, images, train=mode == "training")
         leaves = flatten({"batch_stats": updated})
-        running = dict(rules.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
+        running = dict(converter.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
         outputs[mode] = {name: np.asarray(x) for name, x in stages.items()} | running
     return outputs
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "train"))
-def _run(graph: nnx.GraphDef, network: Tree, batch_stats: Tree, images: UInt8[jax.Array, "..."], *, train: bool):
-    model = nnx.merge(graph, network, batch_stats)
-    stages = dict(model.backbone.stages(normalise(images), train=train))
+def _run(graph: nnx.GraphDef, variables: Variables, images: UInt8[jax.Array, "..."], *, train: bool):
+    model = nnx.merge(graph, *variables)
+    stages = dict(model.backbone.stages(normalise(images, model.preprocessing), train=train))
     stages["embedding"] = unit_vectors(model.embedding_layer(stages["global_pool"]))
     return stages, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
@@ -96,20 +118,23 @@ def verify(torch_path: pathlib.Path, converted_path: pathlib.Path) -> None:
 
     Args:
         torch_path: the PyTorch file.
-        converted_path: what `python -m convert` made of it.
+        converted_path: the file that `python -m convert` wrote.
 
     Raises:
         UserError: if a file is unusable, a tensor differs, or a distance is above `TOLERANCE`.
     """
-    state, tensors = read_state_dict(torch_path), read(converted_path)
-    rules.check_state_dict(state, torch_path)
-    required = dict(rules.to_flax(key, value) for key, value in state.items())
+    state, (backbone, tensors) = read_state_dict(torch_path), read(converted_path)
+    converter = look_up(CONVERTERS, backbone, f"the backbone of {converted_path}")
+    converter.check(state, backbone, torch_path)
+    required = dict(converter.to_flax(key, value) for key, value in state.items())
     _raise_if(mismatches(tensors, required), torch_path, converted_path)
 
-    images = synthetic_images()
-    # Without an embedding layer in the files ours is not compared, whatever its width.
+    images = synthetic_images(BACKBONES[backbone].preprocessing.image_size)
+    # If the files have no embedding layer, ours is not compared, whatever its width.
     embedding_dim = len(tensors.get("params/embedding_layer/bias", [0]))
-    theirs, ours = torch_stages(state, images), flax_stages(converted_path, embedding_dim, images)
+    model = ModelConfig(backbone=backbone, embedding_dim=embedding_dim)
+    theirs = torch_stages(converter, state, images)
+    ours = flax_stages(converter, converted_path, model, images)
     rows = {mode: {name: distance(ours[mode][name], x) for name, x in theirs[mode].items()} for mode in TOLERANCE}
     print(table({mode: _summarise_statistics(distances) for mode, distances in rows.items()}))
     unequal = [name for name in required if not np.array_equal(required[name], tensors[name])]
@@ -128,7 +153,7 @@ def _raise_if(faults: list[str], torch_path: pathlib.Path, converted_path: pathl
 
 
 def _summarise_statistics(distances: dict[str, Distance]) -> dict[str, Distance]:
-    """Replaces the running statistics of all layers by those of the worst one."""
+    """Keeps the running statistics of the worst layer only."""
     rows = {name: found for name, found in distances.items() if "." not in name}
     for statistic in ("running_mean", "running_var"):
         layers = [found for name, found in distances.items() if name.endswith(f".{statistic}")]
@@ -137,7 +162,7 @@ def _summarise_statistics(distances: dict[str, Distance]) -> dict[str, Distance]
 
 
 def table(rows: dict[str, dict[str, Distance]]) -> str:
-    """Renders distances, by mode and stage, with a group of columns for each mode and a line for each stage."""
+    """Formats distances by mode and stage: a line for each stage, a group of columns for each mode."""
     columns = f"{'max abs':>9} {'rel RMS':>9} {'cosine':>11}"
     lines = [[" " * 25, *(f"{mode:^31}" for mode in rows)], [f"{'stage':25}", *(columns for _ in rows)]]
     for stage in next(iter(rows.values())):

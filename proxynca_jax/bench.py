@@ -2,14 +2,18 @@
 
     python -m proxynca_jax.bench [--steps ...] [--placements ...] [--dtypes ...] [--batch_size 32]
 
-The images are made up, JPEG files of 500 × 375 pixels in memory, so nothing is needed and no disk is measured. Each row
-runs in a process of its own. What comes first, compilation included, is timed apart and never comes from a cache. Then
-follow steps that are not counted and those that are, one after the other as in training: "step" is their mean, waits
-for images included, and "data wait" the share of the time for which the device had nothing to do but wait for images.
-Memory is the device's peak or, where a device does not tell, the peak of the process above what it held with the
-libraries loaded, compiler included. MFU is the model FLOP of a step (`models.flops`) over what the device could have
-done in that time at its peak. A GPU's rows become seconds an epoch of CUB, Cars and SOP, estimated. The last line is
-all of it as JSON.
+It needs no data: the images are synthetic JPEG files of 500 × 375 pixels in memory, so no disk is measured. Each row
+runs in a process of its own. "first s" is the first step with its compilation, which never comes from a cache. Then
+follow steps that are not counted, and those that are, back to back as in training.
+
+- "step ms" is the mean of the counted steps, waits for images included. "data wait" is the share of the time in which
+  the device had nothing to do but wait for images.
+- "peak MB" is the device's peak. If a device does not report it, it is the peak of the process, compiler included,
+  minus what the process had with the libraries loaded.
+- "MFU" is the model FLOP of a step (`forward_flops` in models/network.py) divided by the FLOP that the device can
+  compute in that time at its peak.
+
+For a GPU the command also estimates seconds per epoch of CUB, Cars and SOP. The last line is all of it as JSON.
 """
 
 import argparse
@@ -39,6 +43,7 @@ from proxynca_jax.machine.peak_flops import peak_flops
 from proxynca_jax.machine.precision import available
 from proxynca_jax.machine.progress import Stalls
 from proxynca_jax.machine.xla_messages import hide_xla_warnings
+from proxynca_jax.models.network import init_network
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.speed_table import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.sharding import Layout
@@ -149,10 +154,10 @@ def _training(config: TrainConfig, split: Split, variant: Variant) -> tuple[Comp
 
 
 def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Compute, Batches]:
-    graph, network, batch_stats = steps.init_network(config.model, np.random.default_rng(0))
+    graph, network = init_network(config.model, np.random.default_rng(0))
     layout = Layout()
     embed_step = steps.make_embed_step(graph, layout)
-    folded = embed_step.fold(*layout.place((network, batch_stats)))
+    folded = embed_step.fold(layout.place(network))
     batches = evaluation_batches(split, config.data, batch_size=variant.batch_size)
     on_device = prefetch_to_device(batches, sharding=layout.batches)
     return lambda batch: embed_step.embed(folded, batch["image"]), on_device

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from proxynca_jax import steps
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.resident import ResidentImages
+from proxynca_jax.models.network import Tree
 from proxynca_jax.sharding import Layout
 
 # JAX reports the seconds that it spends on these, whatever program they are for.
@@ -36,7 +37,7 @@ def compile_train_step(
         shapes["image"] = ((rows, size, size, 3), jnp.uint8)
     else:
         shapes |= {"row": ((rows,), jnp.int32), "box": ((rows, 4), jnp.int32), "mirror": ((rows,), jnp.bool)}
-    batch: steps.Tree = {
+    batch: Tree = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batches) for name, (shape, dtype) in shapes.items()
     }
     if resident is not None:
@@ -51,7 +52,7 @@ def compile_embed_step(
     """Compiles both programs of an embedding step for the evaluation batches of a run. Arguments are as above."""
     rows, size = layout.round_up(config.evaluation.batch_size), config.data.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=layout.batches)
-    return embed_step.compile(*state.network(), images, layout)
+    return embed_step.compile(state.network(), images, layout)
 
 
 class CompileClock:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from proxynca_jax.errors import UserError, nearest
-from proxynca_jax.models.bn_inception import invalid_image_size, is_valid_image_size
 
 PLACEMENTS = ("host", "device")  # where training images are cropped: as they are read, or in device memory
 NMI_AVERAGES = ("arithmetic", "geometric")
@@ -39,6 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "log_every_steps": COUNT,
     "data.eval_fraction": (TINY, 1),
     "data.split_seed": SEEDS,
+    "data.image_size": COUNT,
     "data.crop_aspect_max": (1, math.inf),
     "data.max_side": (0, math.inf),
     "data.threads": (0, 1024),
@@ -91,10 +91,11 @@ class DataConfig:
 class ModelConfig:
     """The embedding network."""
 
+    backbone: str = "bn_inception"  # one of models.BACKBONES; it decides which data.image_size fits
     weights: str = ""  # converted weights to start from, a file that `python -m convert` wrote; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
-    compute_dtype: str = "float32"  # one of COMPUTE_DTYPES, the arithmetic of convolutions: see models/precision.py
+    compute_dtype: str = "float32"  # one of COMPUTE_DTYPES, the arithmetic of convolutions: see machine/precision.py
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -180,8 +181,6 @@ def _faults(config: TrainConfig) -> Iterator[str]:
     for name, choices in (CHOICES | {"checkpoint.best_metric": metrics}).items():
         if fields[name] not in choices:
             yield f"{name} is {fields[name]!r}: {nearest(fields[name], choices)}"
-    if not is_valid_image_size(data.image_size):
-        yield f"data.image_size: {invalid_image_size(data.image_size)}"
     if data.resize_size < data.image_size:
         yield f"data.resize_size is {data.resize_size}; it must be at least data.image_size, {data.image_size}."
     if not 0 < data.crop_area_min <= data.crop_area_max <= 1:

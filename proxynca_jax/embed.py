@@ -31,7 +31,7 @@ from proxynca_jax.machine.arguments import NO_GRAPHS
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
-from proxynca_jax.models.network import BN_INCEPTION
+from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
@@ -86,11 +86,12 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
             "class_names": split.class_names,
             "dimensions": config.model.embedding_dim,
             "compute_dtype": computed_in(config.model.compute_dtype),
+            "backbone": config.model.backbone,
             "preprocessing": _preprocessing(config),
             "versions": versions(),
         },
     )
-    with contextlib.closing(embed_batches(*network, split, config, check)) as batches:
+    with contextlib.closing(embed_batches(network, split, config, check)) as batches:
         write_embeddings(options.output, batches, contents)
     print(f"{options.output}: {len(split.names):,} embeddings of {contents.dim} dimensions")
     if dataset is not None:
@@ -143,9 +144,9 @@ def _find_images(folder: pathlib.Path) -> Split:
 
 
 def _preprocessing(config: TrainConfig) -> dict[str, Any]:
-    """Describes how images become the network's input: as its weights expect, at the run's image size."""
-    preprocessing = dataclasses.replace(BN_INCEPTION, image_size=config.data.image_size)
-    return dataclasses.asdict(preprocessing) | {"resize_size": config.data.resize_size}
+    """Describes how the images became the network's input: as its weights expect, at the run's sizes."""
+    sizes = {"image_size": config.data.image_size, "resize_size": config.data.resize_size}
+    return dataclasses.asdict(BACKBONES[config.model.backbone].preprocessing) | sizes
 
 
 def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:

@@ -15,17 +15,17 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.split import Split
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
+from proxynca_jax.models.network import Variables, abstract_network
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
 
 
 class TrainedNetwork(NamedTuple):
-    """What embeds images, first arguments of `embed` and `embed_batches`."""
+    """A network's arrays and the programs that embed images with them."""
 
     embed_step: steps.EmbedStep
-    params: steps.Tree
-    batch_stats: steps.Tree
+    variables: Variables
 
 
 def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[TrainedNetwork, TrainConfig, int]:
@@ -40,56 +40,52 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
         The network, the run's configuration and the step of the state.
 
     Raises:
-        UserError: if the folder is not that of a run, or holds no such state.
+        UserError: if the folder is not that of a run, or has no such state.
     """
     config = read_config(run)
     layout = Layout()
-    graph, *network = steps.init_network(config.model, np.random.default_rng(config.seed))
-    params, batch_stats = layout.place(network)
+    graph, shapes = abstract_network(config.model)
     with Checkpoints(run) as checkpoints:
-        params, batch_stats = checkpoints.restore_network(kind, params, batch_stats)
+        variables = checkpoints.restore_network(kind, layout.describe(shapes))
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
     options = steps.compiler_options(jax.default_backend(), graphs=graphs)
     embed_step = steps.make_embed_step(graph, layout, options=options)
-    return TrainedNetwork(embed_step, params, batch_stats), config, step
+    return TrainedNetwork(embed_step, variables), config, step
 
 
 def embed_batches(
-    embed_step: steps.EmbedStep,
-    params: steps.Tree,
-    batch_stats: steps.Tree,
+    network: TrainedNetwork,
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
     source: Source[DeviceBatch] | None = None,
 ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
-    """Embeds a split on all devices, a batch at a time, in memory that does not grow with the number of images.
+    """Embeds a split on all devices, batch by batch. Memory does not grow with the number of images.
 
     Args:
-        embed_step: from `steps.make_embed_step`.
-        params: the embedder's parameters.
-        batch_stats: its running statistics.
-        split: one image or more.
-        config: pixels and batch size.
+        network: embeds the images.
+        split: at least one image.
+        config: of the images and the batch size.
         check: called before each batch; raises to stop.
         source: the split's batches, from `evaluation_source`; by default the images are decoded for this call.
 
     Returns:
-        The embeddings of `evaluation.batch_size` images after the other, or as many more as the devices need to get
-        the same number each; of fewer at the end. Every process receives all of them. Close it to stop early.
+        A generator of embeddings, `evaluation.batch_size` images at a time, rounded up to a multiple of the number of
+        devices. The last batch may be smaller. Every process receives all embeddings. Close it to stop early.
 
     Raises:
-        UserError: while iterating: if an image cannot be decoded.
+        UserError: while iterating, if an image cannot be decoded.
     """
     images = len(split.labels)
     batches = (source or evaluation_source(split, config))()
-    network, computed = embed_step.fold(params, batch_stats), None
+    embed_step = network.embed_step
+    folded, computed = embed_step.fold(network.variables), None
     with contextlib.closing(batches), Progress("embedding", images=images) as progress:
         for batch in batches:
             check()
-            ahead = embed_step.embed(network, batch["image"])
-            if computed is not None:  # the host takes a batch while the device computes the next
+            ahead = embed_step.embed(folded, batch["image"])
+            if computed is not None:  # the host receives a batch while the device computes the next
                 yield np.asarray(computed)
             computed = ahead
             progress.advance(len(batch["image"]))
@@ -98,14 +94,12 @@ def embed_batches(
 
 
 def embed(
-    embed_step: steps.EmbedStep,
-    params: steps.Tree,
-    batch_stats: steps.Tree,
+    network: TrainedNetwork,
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
     source: Source[DeviceBatch] | None = None,
 ) -> Float[np.ndarray, "images dim"]:
-    """All that `embed_batches` gives for the same arguments, in one array."""
-    with contextlib.closing(embed_batches(embed_step, params, batch_stats, split, config, check, source)) as batches:
+    """Embeds a split into one array. The arguments are those of `embed_batches`."""
+    with contextlib.closing(embed_batches(network, split, config, check, source)) as batches:
         return np.concatenate(list(batches))

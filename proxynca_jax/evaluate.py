@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, config, step = load_network(options.run, kind, graphs=not options.no_graphs)
             precision = computed_in(config.model.compute_dtype)
             splits = load_dataset(config.data).evaluation.splits()
-            (embeddings, labels), *others = [(embed(*network, split, config), split.labels) for split in splits]
+            (embeddings, labels), *others = [(embed(network, split, config), split.labels) for split in splits]
             gallery = others[0] if others else None
             title = f"{options.run}  {kind} checkpoint, step {step}"
         else:

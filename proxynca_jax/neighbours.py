@@ -150,8 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
         network, config, step = load_network(options.run, options.checkpoint)
         evaluation = load_dataset(config.data).evaluation
         split, others = evaluation.queries, evaluation.gallery
-        embeddings = embed(*network, split, config)
-        gallery = None if others is None else (embed(*network, others, config), others.labels)
+        embeddings = embed(network, split, config)
+        gallery = None if others is None else (embed(network, others, config), others.labels)
         recall = recall_at_k(ranks(embeddings, split.labels, gallery=gallery), (1,))[1]
         epochs = {record["step"]: f"{record['epoch'] + 1} epochs" for record in MetricLog(options.run).records()}
         caption = f"{len(split.labels):,} images of {len(split.class_names):,} classes that were not trained on; "

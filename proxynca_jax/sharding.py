@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Float32
 
 from proxynca_jax.errors import UserError
@@ -74,6 +74,15 @@ class Layout:
             return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
         return jax.tree.map(send, tree, self.shardings(tree))
+
+    def describe(self, tree: T) -> T:
+        """Turns arrays or their shapes into shapes of arrays that every device has whole."""
+        sharding = self.whole if self.mesh.size > 1 else SingleDeviceSharding(self.mesh.devices.item())
+
+        def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(describe, tree)
 
     def constrain(self, tree: T) -> T:
         """Inside a compiled program: keeps a state, or a part of it, where it goes."""

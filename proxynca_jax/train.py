@@ -33,7 +33,7 @@ from proxynca_jax.data.order import steps_per_epoch
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
 from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
-from proxynca_jax.embedder import embed
+from proxynca_jax.embedder import TrainedNetwork, embed
 from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
@@ -42,6 +42,8 @@ from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.metrics.retrieval import LabelledVectors
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import Variables
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
@@ -156,6 +158,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     # Data
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
+    look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
     require_cache(config.data)
     dataset = load_dataset(config.data)
     train_split, evaluation = dataset.train, dataset.evaluation
@@ -177,8 +180,8 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     )
     start = None
     if config.model.weights:
-        loaded = load_pretrained(config.model.weights, *state.network())
-        state = state.with_network(*layout.place(loaded))
+        loaded = load_pretrained(config.model.weights, state.network(), config.model.backbone)
+        state = state.with_network(layout.place(loaded))
         start = f"starting from the weights in {config.model.weights}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
@@ -294,7 +297,7 @@ def _finish_epoch(
 def _score(
     job: Job,
     evaluation: Evaluation,
-    network: tuple[steps.Tree, steps.Tree],
+    variables: Variables,
     check: Callable[[], None],
     sources: Sequence[Source[DeviceBatch]] = (),
 ) -> Record:
@@ -303,13 +306,14 @@ def _score(
     Args:
         job: The run.
         evaluation: The images.
-        network: Parameters and running statistics.
+        variables: The network's arrays.
         check: Called before each batch; raises to stop.
         sources: The batches of `evaluation.splits()`; without them, the images are decoded for this call.
     """
+    network = TrainedNetwork(job.embed_step, variables)
 
     def embedded(split: Split, source: Source[DeviceBatch] | None) -> LabelledVectors:
-        return embed(job.embed_step, *network, split, job.config, check, source), split.labels
+        return embed(network, split, job.config, check, source), split.labels
 
     queries, *gallery = map(embedded, evaluation.splits(), sources or (None, None))
     return score(*queries, job.config, gallery=gallery[0] if gallery else None)
@@ -318,9 +322,9 @@ def _score(
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best state, once, on the test classes; `state` gives the shapes."""
     best = job.best()
-    network = checkpoints.restore_network("best", *state.network())
+    variables = checkpoints.restore_network("best", state.network())
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
-    record = processes.record_of_first(record | _score(job, job.test, network, check))
+    record = processes.record_of_first(record | _score(job, job.test, variables, check))
     job.log.record(record)
     job.log.line(f"test classes, at that epoch  {describe_scores(record)}")
 

@@ -1,7 +1,7 @@
-"""The converted weights file: safetensors holding the leaves of the network's plain dicts under their paths.
+"""The converted weights file: a network's arrays by path, in safetensors.
 
-`params/backbone/conv1_7x7_s2/kernel` and `batch_stats/backbone/conv1_7x7_s2_bn/mean` are such paths; what only PyTorch
-has a use for lies under `torch/`. The preprocessing that the weights expect and their origin travel in the metadata.
+Paths are such as `params/backbone/conv1_7x7_s2/kernel` and `batch_stats/backbone/conv1_7x7_s2_bn/mean`. Arrays that
+only PyTorch uses are under `torch/`. The metadata names the backbone, its preprocessing and the source of the weights.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,41 @@ from flax import traverse_util
 from jaxtyping import Shaped
 
 import proxynca_jax
-from proxynca_jax.errors import UserError
+from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.machine.atomic_file import replace_file
-from proxynca_jax.models.network import BN_INCEPTION
-from proxynca_jax.steps import Tree
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import Tree, Variables
 
-# All metadata is one JSON string under this key: safetensors writes several keys in an order that changes from run to
-# run, and the same weights must give the same bytes.
+# All metadata is one JSON string under this key. safetensors writes several keys in an order that changes from run to
+# run, but the same weights must give the same bytes.
 METADATA_KEY = "proxynca_jax"
 CONVERT_FIRST = "Make one with `python -m convert bn_inception_weights_pt04.pt` and give its output here."
+# What the metadata of version 0.1 lacks. All of its files are of this backbone.
+SINCE_VERSION_0_1 = {"scale": 1.0, "std": [1.0, 1.0, 1.0], "resize_size": 256}
+BACKBONE_OF_VERSION_0_1 = "bn_inception"
+
+
+class Converted(NamedTuple):
+    """The content of a converted weights file."""
+
+    backbone: str  # a key of BACKBONES
+    tensors: dict[str, Shaped[np.ndarray, "..."]]  # by path
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """The leaves of nested dicts under their paths, joined by slashes."""
+    """Returns the leaves of nested dicts by path, whose parts are joined by slashes."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Compares names, shapes and dtypes.
+    """Compares the names, shapes and dtypes of two sets of arrays.
 
     Args:
         found: arrays by name.
         expected: arrays, or anything with their `shape` and `dtype`, by name.
 
     Returns:
-        A line for each kind of mismatch, which lists all of its names; empty if everything agrees.
+        One line for each kind of mismatch, with all names. Empty if everything agrees.
     """
 
     def kind(array: Any) -> str:
@@ -62,11 +72,14 @@ def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
     return [f"{fault} ({len(names)}): {', '.join(names)}" for fault, names in faults.items() if names]
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, Shaped[np.ndarray, "..."]], *, source: dict[str, str]) -> None:
-    """Writes a converted weights file; the same arguments give the same bytes.
+def write(
+    path: pathlib.Path, backbone: str, tensors: Mapping[str, Shaped[np.ndarray, "..."]], *, source: dict[str, str]
+) -> None:
+    """Writes a converted weights file. The same arguments give the same bytes.
 
     Args:
         path: of the file.
+        backbone: a key of `BACKBONES`.
         tensors: leaves by path.
         source: where the weights come from.
 
@@ -74,20 +87,21 @@ def write(path: pathlib.Path, tensors: Mapping[str, Shaped[np.ndarray, "..."]], 
         UserError: if the file cannot be written.
     """
     about = {
-        "preprocessing": dataclasses.asdict(BN_INCEPTION),
+        "backbone": backbone,
+        "preprocessing": dataclasses.asdict(BACKBONES[backbone].preprocessing),
         "source": source,
         "proxynca_jax": proxynca_jax.__version__,
     }
-    # safetensors writes the memory behind a transposed view as it lies, without regard to its strides.
+    # safetensors ignores strides, so a transposed view must become contiguous first.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     replace_file(path, safetensors.numpy.save(contiguous, {METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "..."]], dict[str, str]]:
-    """Any safetensors file's tensors by name, and its metadata.
+    """Reads any safetensors file: its tensors by name, and its metadata.
 
     Raises:
-        UserError: if there is no such file or it is something else.
+        UserError: if there is no such file, or it is not safetensors.
     """
     if not path.is_file():
         raise UserError(f"no weights file at {path}.")
@@ -95,15 +109,16 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "
         with safetensors.safe_open(path, "np") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the latter two: no such NumPy dtype
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the last two: NumPy lacks the dtype
         raise UserError(f"{path} cannot be read as a safetensors file: {error}.") from error
 
 
-def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """A converted weights file's tensors by path.
+def read(path: pathlib.Path) -> Converted:
+    """Reads a converted weights file.
 
     Raises:
-        UserError: if there is no such file, it is something else, or its weights expect other pixels than ours.
+        UserError: if there is no such file, it is something else, its backbone is unknown, or its weights expect other
+            pixels than that backbone gets.
     """
     try:
         tensors, metadata = read_safetensors(path)
@@ -111,40 +126,50 @@ def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
         raise UserError(f"{error} {CONVERT_FIRST}") from error
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a converted weights file. {CONVERT_FIRST}")
-    found = json.loads(metadata[METADATA_KEY])["preprocessing"]
-    required = json.loads(json.dumps(dataclasses.asdict(BN_INCEPTION)))
+    about = json.loads(metadata[METADATA_KEY])
+    name = about.get("backbone", BACKBONE_OF_VERSION_0_1)
+    backbone = look_up(BACKBONES, name, f"the backbone of the weights in {path}")
+    found = SINCE_VERSION_0_1 | about["preprocessing"]
+    required = json.loads(json.dumps(dataclasses.asdict(backbone.preprocessing)))
     if found != required:
         raise UserError(
             f"the weights in {path} expect images as {found}, this version prepares them as {required}. "
             "Convert the PyTorch file again with this version."
         )
-    return tensors
+    return Converted(name, tensors)
 
 
-def load_pretrained(path: str | os.PathLike[str], network: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
+def load_pretrained(path: str | os.PathLike[str], variables: Variables, backbone: str) -> Variables:
     """Fills a network from a converted weights file.
 
-    The whole backbone is replaced. The embedding layer is too if the file has one of the same width; otherwise, as with
-    weights from ImageNet, it stays as it is. ImageNet's classifier and PyTorch's batch counters are left out.
+    All of the backbone is replaced. The embedding layer is replaced if the file has one of the same width. Otherwise,
+    as with weights from ImageNet, it is kept. ImageNet's classifier and PyTorch's batch counters are not used.
 
     Args:
         path: of the file that `python -m convert` wrote.
-        network: the embedder's parameters, `{"backbone": ..., "embedding_layer": ...}`.
-        batch_stats: the embedder's running statistics.
+        variables: the network before.
+        backbone: of the network, a key of `BACKBONES`.
 
     Returns:
-        The parameters and the running statistics, in the form of the arguments, which are left alone.
+        The filled network. `variables` does not change.
 
     Raises:
-        UserError: for a file of another kind, or listing every leaf that is missing, unknown or of another shape.
+        UserError: for a file of another kind or of another backbone, or listing every leaf that is missing, unknown or
+            of another shape.
     """
     path = pathlib.Path(path)
-    tensors = {name: tensor for name, tensor in read(path).items() if not name.startswith("torch/")}
-    expected = flatten({"params": network, "batch_stats": batch_stats})
+    converted = read(path)
+    if converted.backbone != backbone:
+        raise UserError(
+            f"the weights in {path} are of the backbone {converted.backbone!r}, and model.backbone is {backbone!r}. "
+            f"Set --config.model.backbone={converted.backbone}, or give weights of {backbone!r}."
+        )
+    tensors = {name: tensor for name, tensor in converted.tensors.items() if not name.startswith("torch/")}
+    expected = flatten(variables._asdict())
     embedding = {name: leaf for name, leaf in expected.items() if name.startswith("params/embedding_layer/")}
     if mismatches({name: tensors[name] for name in embedding.keys() & tensors.keys()}, embedding):
         tensors |= embedding
     if faults := mismatches(tensors, expected):
         raise UserError("\n  ".join([f"{path} does not fit the network:", *faults]))
     filled = traverse_util.unflatten_dict(jax.tree.map(jnp.array, tensors), sep="/")
-    return filled["params"], filled["batch_stats"]
+    return Variables(**filled)

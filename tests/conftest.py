@@ -1,7 +1,20 @@
-"""Strict numerics for every test: jaxtyping with beartype on, rank promotion an error."""
+"""Strict numerics for every test: jaxtyping with beartype on, rank promotion an error. And a tiny network."""
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook(["proxynca_jax", "convert"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_backbone():
+    """Lets tests choose `model.backbone = "tiny"`."""
+    from tiny import TINY
+
+    from proxynca_jax.models import BACKBONES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", TINY)
+        yield

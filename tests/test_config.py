@@ -21,7 +21,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "log_every_steps": ([1], [0]),
     "data.eval_fraction": ([1e-9, 1.0], [0.0, 1.001]),
     "data.split_seed": ([0, 2**32 - 1], [-1, 2**32]),
-    "data.image_size": ([31, 32, 64, 96, 128, 224, 227], [0, -5, 30, 48, 222, 231]),
+    "data.image_size": ([31, 227], [0, -5, 257]),
     "data.resize_size": ([227], [226]),
     "data.crop_area_min": ([1e-9, 1.0], [0.0, 1.001]),
     "data.crop_area_max": ([0.08, 1.0], [0.079, 1.001]),
@@ -117,11 +117,11 @@ def test_floats_are_finite(name, value):
 
 
 def test_all_faults_in_one_error():
-    config = config_with(**{"data.placement": "devise", "data.image_size": 48, "optim.batch_size": 1})
+    config = config_with(**{"data.placement": "devise", "data.resize_size": 200, "optim.batch_size": 1})
     config.checkpoint.best_metric = "recall_at_3"
     found = faults(config)
     assert len(found) == 4
-    for words in ("did you mean 'device'?", "38 or 63", "optim.batch_size is 1", "'recall_at_3'"):
+    for words in ("did you mean 'device'?", "resize_size is 200", "optim.batch_size is 1", "'recall_at_3'"):
         assert any(words in fault for fault in found), words
 
 

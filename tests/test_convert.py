@@ -15,12 +15,14 @@ import torch
 from golden_cub import fill, made_weight, state_dict
 
 from convert import __main__ as command
-from convert import rules, torch_files
-from convert.torch_network import from_state_dict
-from proxynca_jax import steps, weights
+from convert import torch_files
+from convert.bn_inception import BN_INCEPTION, from_state_dict
+from convert.converters import CONVERTERS
+from proxynca_jax import weights
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.models.network import Preprocessing
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import Tree, Variables, init_network
 
 WIDTH = 64
 
@@ -39,9 +41,9 @@ def trained(state) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def fresh() -> tuple[steps.Tree, steps.Tree]:
-    """A network and its statistics before any file is loaded."""
-    return steps.init_network(ModelConfig(embedding_dim=WIDTH), np.random.default_rng(0))[1:]
+def fresh() -> Variables:
+    """A network before any file is loaded."""
+    return init_network(ModelConfig(embedding_dim=WIDTH), np.random.default_rng(0))[1]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def refusal(*words: object) -> str:
     return exit_.value.code
 
 
-def assert_trees_equal(ours: steps.Tree, expected: steps.Tree) -> None:
+def assert_trees_equal(ours: Tree, expected: Tree) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
@@ -97,7 +99,7 @@ def test_every_file_format_gives_the_golden_network(name, save, state, fresh, tm
     monkeypatch.chdir(tmp_path)
     save(state, pathlib.Path(name))
     command.main([name])
-    network, batch_stats = weights.load_pretrained("weights/bn_inception.safetensors", *fresh)
+    network, batch_stats = weights.load_pretrained("weights/bn_inception.safetensors", fresh, "bn_inception")
     assert_trees_equal(network["backbone"], fill(fresh[0]["backbone"]))
     assert_trees_equal(network["embedding_layer"], fresh[0]["embedding_layer"])
     assert_trees_equal(batch_stats, fill(fresh[1]))
@@ -124,10 +126,11 @@ def test_round_trip_keeps_every_bit_and_loads_strictly(save, state, tmp_path):
 def test_trained_checkpoint_brings_its_embedding_layer(trained, fresh, tmp_path):
     save_data_parallel(trained, tmp_path / "trained.pt")
     command.main([str(tmp_path / "trained.pt"), "--output", str(tmp_path / "trained.safetensors")])
-    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", *fresh)
+    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", fresh, "bn_inception")
     assert_trees_equal(network, fill(fresh[0]))
     narrow = fresh[0] | {"embedding_layer": jax.tree.map(lambda leaf: leaf[..., :8], fresh[0]["embedding_layer"])}
-    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", narrow, fresh[1])
+    start = Variables(narrow, fresh.batch_stats)
+    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", start, "bn_inception")
     assert_trees_equal(network, fill(fresh[0]) | {"embedding_layer": narrow["embedding_layer"]})
 
 
@@ -143,7 +146,15 @@ def test_preprocessing_and_provenance_travel(converted):
     _, metadata = weights.read_safetensors(converted)
     about = json.loads(metadata[weights.METADATA_KEY])
     blob_id = torch_files.git_blob_id(converted.with_name("weights.pt"))
-    assert about["preprocessing"] == {"channel_order": "BGR", "mean": [104.0, 117.0, 128.0], "image_size": 227}
+    assert about["backbone"] == "bn_inception"
+    assert about["preprocessing"] == {
+        "channel_order": "BGR",
+        "scale": 1.0,
+        "mean": [104.0, 117.0, 128.0],
+        "std": [1.0, 1.0, 1.0],
+        "image_size": 227,
+        "resize_size": 256,
+    }
     assert about["source"] == {"file": "weights.pt", "git_blob_id": blob_id}
 
 
@@ -151,7 +162,8 @@ def test_reference_file_is_recognised_by_its_git_blob_id(converted, tmp_path, mo
     (tmp_path / "hello").write_bytes(b"hello\n")
     assert torch_files.git_blob_id(tmp_path / "hello") == "ce013625030ba8dba906f756967f9e9ca394464a"
     source = converted.with_name("weights.pt")
-    monkeypatch.setattr(command, "REFERENCE_BLOB_ID", torch_files.git_blob_id(source))
+    published = dataclasses.replace(BN_INCEPTION, published_blob_id=torch_files.git_blob_id(source))
+    monkeypatch.setitem(CONVERTERS, "bn_inception", published)
     command.main([str(source), "--output", str(tmp_path / "out.safetensors")])
     assert "the reference's file, recognised" in capsys.readouterr().out
 
@@ -159,15 +171,15 @@ def test_reference_file_is_recognised_by_its_git_blob_id(converted, tmp_path, mo
 def test_table_is_one_to_one():
     paths = {}
     for key, value in state_dict().items():
-        path, array = rules.to_flax(key, value)
-        back, returned = rules.to_torch(path, array)
+        path, array = BN_INCEPTION.to_flax(key, value)
+        back, returned = BN_INCEPTION.to_torch(path, array)
         assert back == key
         np.testing.assert_array_equal(returned, value)
         assert paths.setdefault(path, key) == key
     with pytest.raises(UserError, match="layer1"):
-        rules.to_flax("layer1.0.conv1.weight", np.zeros(1))
+        BN_INCEPTION.to_flax("layer1.0.conv1.weight", np.zeros(1))
     with pytest.raises(UserError, match="params/proxies"):
-        rules.to_torch("params/proxies", np.zeros(1))
+        BN_INCEPTION.to_torch("params/proxies", np.zeros(1))
 
 
 class CreatesAFile:
@@ -271,20 +283,47 @@ def test_loader_refuses_other_files(converted, fresh, tmp_path, monkeypatch):
     safetensors.numpy.save_file({"weight": np.zeros(1)}, tmp_path / "other.safetensors")
     for path in (converted.with_name("weights.pt"), tmp_path / "other.safetensors", tmp_path / "nothing.safetensors"):
         with pytest.raises(UserError, match=r"python -m convert bn_inception_weights_pt04\.pt"):
-            weights.load_pretrained(path, *fresh)
-    rgb = dataclasses.replace(Preprocessing(), channel_order="RGB")
-    monkeypatch.setattr(weights, "BN_INCEPTION", rgb)
+            weights.load_pretrained(path, fresh, "bn_inception")
+    backbone = BACKBONES["bn_inception"]
+    rgb = dataclasses.replace(backbone.preprocessing, channel_order="RGB")
+    monkeypatch.setitem(BACKBONES, "bn_inception", dataclasses.replace(backbone, preprocessing=rgb))
     with pytest.raises(UserError, match=r"'BGR'.*'RGB'"):
-        weights.load_pretrained(converted, *fresh)
+        weights.load_pretrained(converted, fresh, "bn_inception")
+
+
+def test_loader_reads_files_of_version_0_1(converted, fresh, tmp_path):
+    tensors, metadata = weights.read_safetensors(converted)
+    about = json.loads(metadata[weights.METADATA_KEY])
+    del about["backbone"]
+    about["preprocessing"] = {"channel_order": "BGR", "mean": [104.0, 117.0, 128.0], "image_size": 227}
+    older = tmp_path / "older.safetensors"
+    safetensors.numpy.save_file(tensors, older, {weights.METADATA_KEY: json.dumps(about)})
+    assert weights.read(older).backbone == "bn_inception"
+    network, _ = weights.load_pretrained(older, fresh, "bn_inception")
+    assert_trees_equal(network["backbone"], fill(fresh.params["backbone"]))
+
+
+def test_loader_refuses_another_backbone(converted, fresh, tmp_path):
+    with pytest.raises(
+        UserError, match=r"of the backbone 'bn_inception', and model\.backbone is 'tiny'\. Set --config"
+    ):
+        weights.load_pretrained(converted, fresh, "tiny")
+    tensors, metadata = weights.read_safetensors(converted)
+    about = json.loads(metadata[weights.METADATA_KEY]) | {"backbone": "bn_inceptoin"}
+    newer = tmp_path / "newer.safetensors"
+    safetensors.numpy.save_file(tensors, newer, {weights.METADATA_KEY: json.dumps(about)})
+    with pytest.raises(UserError, match=r"newer\.safetensors is 'bn_inceptoin': did you mean 'bn_inception'"):
+        weights.read(newer)
+    assert "--backbone is 'resnet50': Valid names: bn_inception." in refusal(converted, "--backbone", "resnet50")
 
 
 def test_loader_lists_every_mismatch(converted, fresh, tmp_path):
-    tensors = weights.read(converted)
+    tensors = weights.read(converted).tensors
     del tensors["params/backbone/conv1_7x7_s2/kernel"], tensors["batch_stats/backbone/conv2_3x3_bn/mean"]
     tensors["params/backbone/conv2_3x3/bias"] = np.zeros(3, np.float32)
     tensors["params/backbone/surplus/bias"] = np.zeros(3, np.float32)
-    weights.write(tmp_path / "wrong.safetensors", tensors, source={})
+    weights.write(tmp_path / "wrong.safetensors", "bn_inception", tensors, source={})
     with pytest.raises(UserError) as error:
-        weights.load_pretrained(tmp_path / "wrong.safetensors", *fresh)
+        weights.load_pretrained(tmp_path / "wrong.safetensors", fresh, "bn_inception")
     for offender in ("conv1_7x7_s2/kernel", "conv2_3x3_bn/mean", "conv2_3x3/bias is float32 (3,)", "surplus/bias"):
         assert offender in str(error.value)

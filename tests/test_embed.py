@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import trees
-from tiny import TinyEmbedder
 
 from proxynca_jax import embed, evaluate, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
@@ -24,13 +23,6 @@ FORMATS = pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 STEP, BATCH, DIM = 12, 8, 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Embedder", TinyEmbedder)
-        yield
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of random weights: four classes of five images, of which two are for evaluation, in two batches."""
@@ -38,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     trees.draw_folder(root, classes=4, images_per_class=5)
     config = TrainConfig(
         data=DataConfig(dataset="folder", root=str(root), image_size=32, resize_size=40, threads=2),
-        model=ModelConfig(embedding_dim=DIM),
+        model=ModelConfig(backbone="tiny", embedding_dim=DIM),
         evaluation=EvaluationConfig(batch_size=BATCH, recall_at=(1, 3), kmeans_restarts=2, nmi_average="geometric"),
     )
     open_run(run, config)
@@ -81,9 +73,12 @@ def test_a_split_scores_as_its_run_does(run, suffix, tmp_path, capsys):
         about(output)["class_names"], 5
     ).tolist()
     assert about(output)["step"] == STEP
+    assert about(output)["backbone"] == "tiny"
     assert about(output)["preprocessing"] == {
-        "channel_order": "BGR",
-        "mean": [104.0, 117.0, 128.0],
+        "channel_order": "RGB",
+        "scale": 1 / 255,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
         "image_size": 32,
         "resize_size": 40,
     }

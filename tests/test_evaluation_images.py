@@ -21,8 +21,10 @@ from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE, choose_place, evaluation_source
 from proxynca_jax.data.pipeline import evaluation_batches
 from proxynca_jax.data.split import Evaluation, Split
-from proxynca_jax.embedder import embed
+from proxynca_jax.embedder import TrainedNetwork, embed
 from proxynca_jax.errors import UserError
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import init_network
 from proxynca_jax.sharding import AXIS, Layout
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -55,22 +57,22 @@ def passes(folder: pathlib.Path) -> dict[str, np.ndarray]:
     Where images are kept, their files are deleted as soon as they should be.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Embedder", tiny.TinyEmbedder)
-        graph, *network = steps.init_network(ModelConfig(embedding_dim=8), np.random.default_rng(0))
-    embed_step = steps.make_embed_step(graph)
+        patch.setitem(BACKBONES, "tiny", tiny.TINY)  # in the other process, no fixture does
+        graph, variables = init_network(ModelConfig(backbone="tiny", embedding_dim=8), np.random.default_rng(0))
+    network = TrainedNetwork(steps.make_embed_step(graph), variables)
     found = {}
     for place in PLACES:
         split, config = draw(folder / place)
         expected = evaluation_batches(split, config.data, batch_size=BATCH)
         found[f"{place} pixels"] = np.concatenate([batch["image"] for batch in expected])
-        found[f"{place} embeddings"] = embed(embed_step, *network, split, config)
+        found[f"{place} embeddings"] = embed(network, split, config)
         if place == CACHE:
             config.data.cache = str(folder / "crops")
             split = cached_crops(split, config.data)
             shutil.rmtree(folder / place)
         source = evaluation_source(split, config, place)
         for number in (1, 2, 3):
-            found[f"{place} embeddings {number}"] = embed(embed_step, *network, split, config, source=source)
+            found[f"{place} embeddings {number}"] = embed(network, split, config, source=source)
             found[f"{place} pixels {number}"] = np.concatenate([np.asarray(batch["image"]) for batch in source()])
             if place in (DEVICE, HOST):
                 shutil.rmtree(folder / place, ignore_errors=True)

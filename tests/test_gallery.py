@@ -9,9 +9,8 @@ import re
 import numpy as np
 import pytest
 import trees
-from tiny import TinyEmbedder
 
-from proxynca_jax import embed, evaluate, steps, train
+from proxynca_jax import embed, evaluate, train
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import evaluation_images, pipeline
 from proxynca_jax.data.datasets import DATASETS, DataSetSource, load_dataset
@@ -36,7 +35,6 @@ def shop():
     """The row, and the small network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "shop", DataSetSource(read_shop, "A shop is train/, queries/ and gallery/."))
-        patch.setattr(steps, "Embedder", TinyEmbedder)
         yield
 
 
@@ -55,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def config_of(root: pathlib.Path) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(dataset="shop", root=str(root), image_size=32, resize_size=32, crop_area_min=0.5, threads=2),
-        model=ModelConfig(embedding_dim=8),
+        model=ModelConfig(backbone="tiny", embedding_dim=8),
         optim=OptimConfig(epochs=1, batch_size=8, learning_rate=1e-3, proxy_learning_rate=0.01, epsilon=0.1),
         evaluation=EvaluationConfig(batch_size=BATCH, recall_at=(1, 2), kmeans_restarts=1),
     )

@@ -15,7 +15,8 @@ from proxynca_jax import optim, steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine.precision import available, has_tensorfloat32
-from proxynca_jax.models.network import normalise
+from proxynca_jax.models.backbone import normalise
+from proxynca_jax.models.network import Variables
 
 pytestmark = pytest.mark.gpu
 CLASSES, BATCH = 98, 8
@@ -32,7 +33,7 @@ def start() -> tuple[nnx.GraphDef, steps.TrainState]:
     """The reference's weights; two epochs of three steps."""
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     graph, state = steps.init_state(ModelConfig(), optimizer, classes=CLASSES, seed=0)
-    state = state.with_network(*map(fill, state.network()))
+    state = state.with_network(Variables(*map(fill, state.network())))
     proxies = jax.numpy.array(made_weight("proxies", (CLASSES, 64)))
     return graph, state.replace(params=state.params | {"proxies": proxies})
 
@@ -93,12 +94,12 @@ def test_every_stage_in_inference(start, check):
     graph, state = start
 
     @jax.jit
-    def stages(network, batch_stats, images):
-        model = nnx.merge(graph, network, batch_stats)
-        return dict(model.backbone.stages(normalise(images), train=False))
+    def stages(variables, images):
+        model = nnx.merge(graph, *variables)
+        return dict(model.backbone.stages(normalise(images, model.preprocessing), train=False))
 
     names = {key.split("/")[1] for key in golden() if key.startswith("eval/") and key.endswith("/shape")}
-    ours = stages(*state.network(), batch(1)["image"])
+    ours = stages(state.network(), batch(1)["image"])
     assert set(ours) == names
     for name, value in ours.items():
         x = np.asarray(value) if value.ndim == 4 else np.asarray(value)[:, None, None, :]
@@ -116,7 +117,7 @@ def test_every_stage_in_inference(start, check):
 
 
 def test_embedding_in_inference(start, embed_step, check):
-    ours = embed_step(*start[1].network(), batch(1)["image"])
+    ours = embed_step(start[1].network(), batch(1)["image"])
     check("embedding in inference", worst(ours, golden()["eval/embedding"]), 2e-6)
 
 
@@ -126,7 +127,7 @@ def test_lower_precision_stays_near(start, check, name):
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     graph, _ = steps.init_state(ModelConfig(compute_dtype=name), optimizer, classes=CLASSES, seed=0)
     bounds, precision = LOWER[name], {"precision": name}
-    ours = steps.make_embed_step(graph)(*state.network(), batch(1)["image"])
+    ours = steps.make_embed_step(graph)(state.network(), batch(1)["image"])
     distance = relative_rms(ours, golden()["eval/embedding"])
     check("embedding in inference, relative", distance, bounds["embedding"], **precision)
     loss, losses, after = in_lockstep(steps.make_train_step(graph, LossConfig(), optimizer), state)
@@ -199,6 +200,6 @@ def test_six_optimiser_steps_in_lockstep(start, embed_step, check):
     optimizer = optim.make_optimizer(OptimConfig(), steps_per_epoch=3)
     _, losses, state = in_lockstep(steps.make_train_step(graph, LossConfig(), optimizer), state)
     check("losses of six optimiser steps", worst(losses, golden()["lockstep/loss"]), 6e-3)
-    embedding = embed_step(*state.network(), batch(1)["image"])
+    embedding = embed_step(state.network(), batch(1)["image"])
     check("embedding after them", worst(embedding, golden()["lockstep/eval_embedding"]), 3e-3)
     check("proxies after them, relative", relative_rms(state.params["proxies"], golden()["lockstep/proxies"]), 3e-3)

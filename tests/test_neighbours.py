@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import trees
 from PIL import Image
-from tiny import TinyEmbedder
 
 from proxynca_jax import neighbours, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
@@ -20,11 +19,10 @@ from proxynca_jax.runs.log import MetricLog
 @pytest.fixture
 def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A run of random weights, with two evaluation classes of five images: four right neighbours and four wrong."""
-    monkeypatch.setattr(steps, "Embedder", TinyEmbedder)
     trees.draw_folder(tmp_path / "tree", classes=4, images_per_class=5)
     config = TrainConfig(
         data=DataConfig(dataset="folder", root=str(tmp_path / "tree"), image_size=32, resize_size=40, threads=2),
-        model=ModelConfig(embedding_dim=8),
+        model=ModelConfig(backbone="tiny", embedding_dim=8),
         evaluation=EvaluationConfig(batch_size=8),
     )
     open_run(tmp_path / "run", config)

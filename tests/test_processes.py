@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import trees
 from test_train import EPOCH_STEPS, records, small
 
@@ -27,12 +26,13 @@ PROGRAM = """
 import os, signal, sys, time
 import tiny
 from absl import logging
-from proxynca_jax import steps, train
+from proxynca_jax import train
 from proxynca_jax.machine import progress
+from proxynca_jax.models import BACKBONES
 
 batches, number, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 logging.set_verbosity(logging.WARNING)
-steps.Embedder = tiny.TinyEmbedder
+BACKBONES["tiny"] = tiny.TINY
 advance, seen = progress.Progress.advance, 0
 
 def advance_and_signal(self, images):
@@ -86,9 +86,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("processes")
     trees.draw_folder(folder / "images", classes=4, images_per_class=13)
     config = small(folder / "images", epochs=EPOCHS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Embedder", tiny.TinyEmbedder)
-        train.train(config, folder / "alone")
+    train.train(config, folder / "alone")
 
     config.optim.shard_proxies = True
     open_run(folder / "settings", config)
@@ -120,8 +118,7 @@ def test_two_processes_have_the_losses_of_one(runs):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_cache_and_place_images_on_their_devices(tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "Embedder", tiny.TinyEmbedder)
+def test_two_processes_share_a_cache_and_place_images_on_their_devices(tmp_path):
     trees.draw_folder(tmp_path / "images", classes=4, images_per_class=13)
     config = small(tmp_path / "images", placement="device")
     train.train(config, tmp_path / "alone")
@@ -134,8 +131,7 @@ def test_two_processes_share_a_cache_and_place_images_on_their_devices(tmp_path,
 
 
 @pytest.mark.slow
-def test_one_process_reads_what_two_wrote(runs, monkeypatch):
-    monkeypatch.setattr(steps, "Embedder", tiny.TinyEmbedder)
+def test_one_process_reads_what_two_wrote(runs):
     config = small(runs["alone"])
     states = []
     for run in runs.values():
@@ -146,5 +142,6 @@ def test_one_process_reads_what_two_wrote(runs, monkeypatch):
             states.append(checkpoints.restore(state))
     alone, together = states
     np.testing.assert_allclose(together.params["proxies"][:2], alone.params["proxies"], atol=1e-5)
-    np.testing.assert_allclose(together.network()[0]["kernel"], alone.network()[0]["kernel"], atol=1e-5)
+    kernels = (state.network().params["backbone"]["kernel"] for state in (together, alone))
+    np.testing.assert_allclose(*kernels, atol=1e-5)
     assert int(together.step) == EPOCHS * EPOCH_STEPS

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from proxynca_jax import steps
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.errors import UserError
-from proxynca_jax.models.layers import LARGE_MAP, convolve
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.convolution import LARGE_MAP, convolve
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.sharding import AXIS, Layout
 
@@ -41,10 +42,17 @@ def layout_of(devices: int, divided_classes: int | None = None) -> Layout:
 
 
 def train(
-    layout: Layout, loss: LossConfig, *, classes: int, optim: OptimConfig, batch_size: int = 16, count: int = 4
+    layout: Layout,
+    loss: LossConfig,
+    *,
+    classes: int,
+    optim: OptimConfig,
+    backbone: str = "tiny",
+    batch_size: int = 16,
+    count: int = 4,
 ) -> dict[str, Any]:
     """Some steps on images of which each device sees other classes, and so other statistics."""
-    config = ModelConfig(embedding_dim=8)
+    config = ModelConfig(backbone=backbone, embedding_dim=8)
     optimizer = make_optimizer(optim, steps_per_epoch=count)
     graph, state = steps.init_state(config, optimizer, classes=classes, seed=0, layout=layout)
     train_step = steps.make_train_step(graph, loss, optimizer, layout=layout)
@@ -58,7 +66,7 @@ def train(
         state, value = train_step(state, jax.device_put({"image": images, "label": labels}, layout.batches))
         losses.append(float(value))
     embed_step = steps.make_embed_step(graph, layout)
-    embeddings = embed_step(*state.network(), jax.device_put(images, layout.batches))
+    embeddings = embed_step(state.network(), jax.device_put(images, layout.batches))
     proxies = state.params["proxies"]
     return {
         "losses": losses,
@@ -75,7 +83,7 @@ TRAININGS += [("paper", 1, "whole"), ("paper", 8, "divided")]
 
 
 def tiny_trainings() -> dict[str, dict[str, Any]]:
-    steps.Embedder = tiny.TinyEmbedder
+    BACKBONES["tiny"] = tiny.TINY
     losses = {"reference": LossConfig(), "paper": LossConfig(name="proxy_nca_paper")}
     optim = OptimConfig(learning_rate=0.01, proxy_learning_rate=0.1, epsilon=0.1)
     found = {}
@@ -110,10 +118,10 @@ def test_devices_hold_as_many_proxies_each(trainings, devices, rows):
 
 def account(divided: bool) -> dict[str, Any]:
     """Compiles a step with a million classes for 8 devices: bytes on each, and the elements of what they exchange."""
-    steps.Embedder = tiny.TinyEmbedder
+    BACKBONES["tiny"] = tiny.TINY
     layout = layout_of(8, MANY if divided else None)
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=1)
-    graph, small = steps.init_state(ModelConfig(), optimizer, classes=8, seed=0, layout=layout)
+    graph, small = steps.init_state(ModelConfig(backbone="tiny"), optimizer, classes=8, seed=0, layout=layout)
 
     def of_many(leaf: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
         shape = (MANY, *leaf.shape[1:]) if leaf.shape == small.params["proxies"].shape else leaf.shape
@@ -158,7 +166,12 @@ def test_memory_per_device_with_a_million_classes():
 
 def real_losses() -> list[list[float]]:
     """The first steps of the real network, at rates and with a batch that leave rounding small."""
-    options = {"optim": OptimConfig(learning_rate=1e-6, proxy_learning_rate=1e-2), "batch_size": 64, "count": 2}
+    options = {
+        "optim": OptimConfig(learning_rate=1e-6, proxy_learning_rate=1e-2),
+        "backbone": "bn_inception",
+        "batch_size": 64,
+        "count": 2,
+    }
     return [train(layout_of(n), LossConfig(), classes=CLASSES, **options)["losses"] for n in DEVICES]
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 import trees
-from tiny import TinyEmbedder
 
 from convert import __main__ as command
-from convert.torch_network import from_state_dict
+from convert.bn_inception import from_state_dict
 from proxynca_jax import steps, train, weights
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -28,17 +27,13 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import progress
 from proxynca_jax.machine.interrupt import Interrupted
 from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.models.network import init_network
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import Record
 
 BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(steps, "Embedder", TinyEmbedder)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
-def small(root: pathlib.Path, placement: str = "host", **optim) -> TrainConfig:
+def small(root: pathlib.Path, placement: str = "host", *, backbone: str = "tiny", **optim) -> TrainConfig:
     """Two epochs of three steps on 32 pixels."""
     return TrainConfig(
         log_every_steps=2,
@@ -61,7 +56,7 @@ def small(root: pathlib.Path, placement: str = "host", **optim) -> TrainConfig:
             placement=placement,
             threads=2,
         ),
-        model=ModelConfig(batch_norm_momentum=0.9),
+        model=ModelConfig(backbone=backbone, batch_norm_momentum=0.9),
         optim=OptimConfig(
             **{"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3, "proxy_learning_rate": 0.01, "epsilon": 0.1}
             | optim
@@ -81,9 +76,7 @@ def timeless(run: pathlib.Path) -> list[Record]:
 
 
 def train_whole(config: TrainConfig, run: pathlib.Path) -> pathlib.Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Embedder", TinyEmbedder)
-        train.train(config, run)
+    train.train(config, run)
     return run
 
 
@@ -131,7 +124,6 @@ def test_a_run_leaves_records_log_and_states(whole):
     [("host", 2 + 3 + 2 + 1), ("host", 2 + 3 + 2 + 3 + 1), ("device", 1 + 2 + 3 + 2 + 1)],  # 1: the upload
     ids=["in an epoch", "while evaluating", "in an epoch, images on the device"],
 )
-@pytest.mark.usefixtures("tiny")
 def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkeypatch, placement, stop_after):
     whole = request.getfixturevalue("whole" if placement == "host" else "whole_on_device")
     seen = 0
@@ -157,7 +149,7 @@ def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkey
     for folder in (run, whole):
         optimizer = make_optimizer(small(root).optim, steps_per_epoch=EPOCH_STEPS)
         with Checkpoints(folder) as checkpoints:
-            states.append(checkpoints.restore(steps.init_state(ModelConfig(), optimizer, classes=2, seed=1)[1]))
+            states.append(checkpoints.restore(steps.init_state(small(root).model, optimizer, classes=2, seed=1)[1]))
     for ours, theirs in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -165,10 +157,9 @@ def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkey
 def test_images_on_the_device_train_as_images_on_the_host_do(whole, whole_on_device):
     assert "training images on the device" in (whole_on_device / "log.txt").read_text()
     losses = [[record["train_loss"] for record in records(run)[1:]] for run in (whole_on_device, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # a few pixels differ by a level of 255
+    assert losses[0] == pytest.approx(losses[1], rel=4e-3)  # a few pixels differ by a level of 255
 
 
-@pytest.mark.usefixtures("tiny")
 def test_a_run_with_a_cache_is_the_run_without(root, whole, tmp_path):
     config = small(root, epochs=1)
     train.train(config, tmp_path / "run")
@@ -179,7 +170,6 @@ def test_a_run_with_a_cache_is_the_run_without(root, whole, tmp_path):
 
 
 @pytest.mark.parametrize(("place", "decoded"), [(DEVICE, 1), (HOST, 1), (CACHE, 1), (NOWHERE, 3)])
-@pytest.mark.usefixtures("tiny")
 def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
     root, whole, tmp_path, monkeypatch, place, decoded
 ):
@@ -201,7 +191,6 @@ def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
     assert [counts[name] for name in load_dataset(config.data).evaluation.queries.names] == [decoded] * 26
 
 
-@pytest.mark.usefixtures("tiny")
 def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):
     run = tmp_path / "longer"
     train.train(small(root, epochs=1), run)
@@ -209,7 +198,6 @@ def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):
     assert timeless(run) == timeless(whole)
 
 
-@pytest.mark.usefixtures("tiny")
 def test_diverging_keeps_what_was_saved(root, tmp_path):
     with pytest.raises(UserError, match=r"the loss is nan at step \d.*learning rates \(now 1e\+30"):
         train.train(small(root, learning_rate=1e30), tmp_path / "run")
@@ -218,7 +206,6 @@ def test_diverging_keeps_what_was_saved(root, tmp_path):
         assert checkpoints.latest_step() == 0
 
 
-@pytest.mark.usefixtures("tiny")
 def test_a_truncated_image_is_named_and_nothing_is_lost(root, tmp_path):
     trees.draw_folder(tmp_path / "tree", classes=4, images_per_class=13)
     config = small(tmp_path / "tree", epochs=1)
@@ -232,7 +219,6 @@ def test_a_truncated_image_is_named_and_nothing_is_lost(root, tmp_path):
         assert checkpoints.latest_step() == EPOCH_STEPS
 
 
-@pytest.mark.usefixtures("tiny")
 def test_the_validation_protocol_scores_the_test_classes_once(tmp_path):
     trees.draw_folder(tmp_path / "tree", classes=8, images_per_class=7)
     config = small(tmp_path / "tree")
@@ -249,7 +235,7 @@ def test_a_run_serves_in_pytorch(root, tmp_path, capsys):
     run = tmp_path / "run"
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=EPOCH_STEPS)
     graph, state = steps.init_state(ModelConfig(), optimizer, classes=2, seed=0)
-    open_run(run, small(root))
+    open_run(run, small(root, backbone="bn_inception"))
     with Checkpoints(run) as checkpoints:
         checkpoints.save("best", 0, state)
     command.main(["--to-torch", str(run), str(tmp_path / "out.pt")])
@@ -258,15 +244,15 @@ def test_a_run_serves_in_pytorch(root, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     with torch.no_grad():
         *_, (_, theirs) = network.stages(torch.tensor(images))
-    ours = steps.make_embed_step(graph)(*state.network(), images)
+    ours = steps.make_embed_step(graph)(state.network(), images)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
-    fresh = steps.init_network(ModelConfig(), np.random.default_rng(5))[1:]
-    leaves = weights.flatten(dict(zip(("params", "batch_stats"), fresh, strict=True)))
-    weights.write(tmp_path / "start.safetensors", {name: np.asarray(leaf) for name, leaf in leaves.items()}, source={})
-    config = small(root)
+    _, fresh = init_network(ModelConfig(), np.random.default_rng(5))
+    leaves = {name: np.asarray(leaf) for name, leaf in weights.flatten(fresh._asdict()).items()}
+    weights.write(tmp_path / "start.safetensors", "bn_inception", leaves, source={})
+    config = small(root, backbone="bn_inception")
     config.model.weights = str(tmp_path / "start.safetensors")
     _, state = train._prepare(config, tmp_path / "run")
     assert f"starting from the weights in {config.model.weights}" in capsys.readouterr().out
@@ -286,7 +272,7 @@ def test_programs_compile_once_and_nothing_waits_for_the_host():
     with jax.transfer_guard("disallow"):
         for batch in batches:
             state, _ = train_step(state, batch)
-            embed_step(*state.network(), batch["image"])
+            embed_step(state.network(), batch["image"])
     assert train_step._cache_size() == embed_step.fold._cache_size() == embed_step.embed._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in before)  # donated
     assert int(state.step) == 3
@@ -321,10 +307,9 @@ def test_nothing_compiles_while_a_clock_of_training_runs(root, tmp_path, monkeyp
     assert log.index("compiled in") < log.index("epoch -1")
 
 
-@pytest.mark.usefixtures("tiny")
 def test_cropping_compiles_once_and_keeps_the_images():
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=2)
-    graph, state = steps.init_state(ModelConfig(), optimizer, classes=4, seed=0)
+    graph, state = steps.init_state(ModelConfig(backbone="tiny"), optimizer, classes=4, seed=0)
     train_step = steps.make_train_step(graph, LossConfig(), optimizer, functools.partial(crops, size=32))
     pixels = jax.device_put(np.random.default_rng(0).integers(0, 256, (5, 40, 48, 3), np.uint8))
     rows = np.arange(4, dtype=np.int32)

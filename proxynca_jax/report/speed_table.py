@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import psutil
 
-from proxynca_jax.config import ModelConfig
-from proxynca_jax.models.flops import TRAINING, forward_flops
-from proxynca_jax.models.network import BN_INCEPTION
+from proxynca_jax.config import DataConfig, ModelConfig
+from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
 
 STEPS = ("train", "embed")
 
@@ -43,8 +42,8 @@ class Measurement:
         """Model FLOP over the FLOP that the device can do in the same time, 0 to 1. None if its peak is unknown."""
         if self.peak_flops is None:
             return None
-        passes = TRAINING if self.step == "train" else 1
-        flops = passes * forward_flops(BN_INCEPTION.image_size, ModelConfig().embedding_dim)
+        passes = TRAINING_PASSES if self.step == "train" else 1
+        flops = passes * forward_flops(ModelConfig(), DataConfig().image_size)
         return flops * self.images_per_second() / self.peak_flops
 
     def record(self) -> dict[str, Any]:

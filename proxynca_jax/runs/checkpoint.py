@@ -1,7 +1,7 @@
-"""A run's states on disk, through Orbax: the latest one and the best one.
+"""A run's states on disk, written by Orbax: the latest one and the best one.
 
-Each state is two items: `network` (parameters and batch statistics), all that evaluation and conversion need, and
-`training` (proxies, optimiser, counters), which only continuing needs.
+A state has two items. `network` (parameters and batch statistics) is all that evaluation and conversion need.
+`training` (proxies, optimiser, counters) is only needed to continue. The run's config.json names the backbone.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.steps import TrainState, Tree
+from proxynca_jax.models.network import Tree, Variables
+from proxynca_jax.steps import TrainState
 
 KINDS = ("latest", "best")
 
@@ -38,9 +39,9 @@ class Checkpoints:
             manager.close()
 
     def save(self, kind: str, step: int, state: TrainState) -> None:
-        """Replaces the state of a kind; the old one goes when the new one is complete.
+        """Replaces the state of a kind. The old one is deleted when the new one is complete.
 
-        A state of the same step stays as it is: a run that continues comes to the same state again.
+        A state of the same step is left as it is: a run that continues computes the same state again.
         """
         manager = self._managers[kind]
         if manager.latest_step() == step:
@@ -49,57 +50,57 @@ class Checkpoints:
         manager.save(step, args=items, force=True)
 
     def latest_step(self, kind: str = "latest") -> int | None:
-        """The step of the state of a kind; None before the first save."""
+        """Returns the step of the state of a kind, or None before the first save."""
         return self._managers[kind].latest_step()
 
     def restore(self, state: TrainState) -> TrainState:
-        """The latest state.
+        """Reads the latest state.
 
         Args:
-            state: one of the same shapes; its values do not matter.
+            state: one of the same shapes; its values are not used.
 
         Raises:
-            UserError: if the saved state has other leaves or shapes.
+            UserError: if there is none, or it has other leaves or shapes.
         """
         restored = self._restore("latest", _items(state))
         network, training = restored["network"], restored["training"]
         proxies = training.pop("proxies")
         state = dataclasses.replace(state, params=state.params | {"proxies": proxies}, **training)
-        return state.with_network(network["params"], network["batch_stats"])
+        return state.with_network(Variables(**network))
 
-    def restore_network(self, kind: str, network: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """The parameters and batch statistics of a kind, without what only training needs.
+    def restore_network(self, kind: str, expected: Variables) -> Variables:
+        """Reads the network of a state, without what only training needs.
 
         Args:
             kind: one of `KINDS`.
-            network: parameters of the same shapes; their values do not matter.
-            batch_stats: batch statistics of the same shapes.
+            expected: arrays of the same shapes, or their shapes and shardings.
 
         Raises:
             UserError: if there is none, or it has other leaves or shapes.
         """
-        restored = self._restore(kind, {"network": {"params": network, "batch_stats": batch_stats}})["network"]
-        return restored["params"], restored["batch_stats"]
+        return Variables(**self._restore(kind, {"network": expected._asdict()})["network"])
 
     def _restore(self, kind: str, items: dict[str, Tree]) -> Any:
         manager = self._managers[kind]
         step = manager.latest_step()
         if step is None:
             raise UserError(f"there is no {kind} checkpoint in {manager.directory}: the run has not saved one yet.")
-        # Orbax restores into what it is given, so a leaf that is missing or of another shape is an error.
+        # Orbax compares with the tree that it is given: a leaf that is missing or of another shape is an error.
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, item) for name, item in items.items()}
         arguments = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
         try:
             return manager.restore(step, args=ocp.args.Composite(**arguments))
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"the {kind} checkpoint in {manager.directory} does not fit this configuration and data: {error}"
+                f"the {kind} checkpoint in {manager.directory} is of another network or other classes than this "
+                f"configuration (model.backbone, model.embedding_dim) and data have. Give the run its own config.json "
+                f"back, or start a new run. Orbax says: {error}"
             ) from error
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
     return {
-        "network": dict(zip(("params", "batch_stats"), state.network(), strict=True)),
+        "network": state.network()._asdict(),
         "training": {
             "step": state.step,
             "proxies": state.params["proxies"],

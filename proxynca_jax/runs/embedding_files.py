@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int, Shaped
 
-from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.weights import METADATA_KEY
 
 SUFFIXES = (".npz", ".parquet")

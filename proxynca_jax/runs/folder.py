@@ -4,10 +4,10 @@ import dataclasses
 import json
 import pathlib
 
-from proxynca_jax.machine import processes
-from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine import processes
+from proxynca_jax.machine.atomic_file import replace_file
 
 # A run may go on for longer, elsewhere or with more threads: its steps stay the same.
 FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"})

@@ -1,4 +1,4 @@
-"""From bytes to unit vectors: one pixel by hand, unit length, and what the weights start as."""
+"""From bytes to unit vectors: an embedding by hand, unit length, and the initial weights."""
 
 import jax
 import jax.numpy as jnp
@@ -8,24 +8,19 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from proxynca_jax.models.layers import BatchNorm
-from proxynca_jax.models.network import BN_INCEPTION, Embedder, Linear, Preprocessing, normalise, unit_vectors
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.batch_norm import BatchNorm
+from proxynca_jax.models.network import Linear, Network, unit_vectors
+
+
+def network(embedding_dim: int, rng: np.random.Generator, compute_dtype: str = "float32") -> Network:
+    options = {"batch_norm_momentum": 0.1, "compute_dtype": compute_dtype, "rng": rng}
+    return Network(BACKBONES["bn_inception"], embedding_dim, **options)
 
 
 def leaves(seed: int) -> dict[tuple, jax.Array]:
-    model = Embedder(64, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(seed))
+    model = network(64, np.random.default_rng(seed))
     return dict(nnx.to_flat_state(nnx.state(model)))
-
-
-def test_one_pixel_worked_by_hand():
-    pixel = jnp.array([[[[10, 20, 255]]]], jnp.uint8)
-    found = normalise(pixel)
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, [[[[255 - 104, 20 - 117, 10 - 128]]]])
-
-
-def test_preprocessing_is_what_the_weights_expect():
-    assert Preprocessing("BGR", (104.0, 117.0, 128.0), 227) == BN_INCEPTION
 
 
 def test_unit_vectors_worked_by_hand():
@@ -36,7 +31,7 @@ def test_unit_vectors_worked_by_hand():
 
 
 def test_pixels_to_embedding_worked_by_hand():
-    model = Embedder(2, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(0))
+    model = network(2, np.random.default_rng(0))
     model.backbone = lambda pixels, train: pixels[:, 0, 0]  # the features are the first pixel
     model.embedding_layer = Linear(3, 2, rng=np.random.default_rng(0))
     model.embedding_layer.kernel[...] = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -47,8 +42,8 @@ def test_pixels_to_embedding_worked_by_hand():
 
 
 def test_size_on_which_the_network_does_not_close():
-    model = Embedder(16, batch_norm_momentum=0.1, compute_dtype="float32", rng=np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"image size 48 .* 38 or 63"):
+    model = network(16, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"image_size is 48.* 38 or 63"):
         model(jnp.zeros((1, 48, 48, 3), jnp.uint8), train=False)
 
 
@@ -88,7 +83,7 @@ def test_seed_decides_the_weights():
 
 def test_folded_network_embeds_as_the_network_does():
     rng = np.random.default_rng(0)
-    model = Embedder(8, batch_norm_momentum=0.1, compute_dtype="float32", rng=rng)
+    model = network(8, rng)
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         if path[-1] in ("bias", "scale", "mean", "var"):  # which start as 0 or 1, where nothing would show
             factor = 1 if path[-1] in ("scale", "var") else 0.1
@@ -107,7 +102,7 @@ def test_bfloat16_embeds_about_as_float32_and_keeps_float32(train):
     images = jnp.array(np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), np.uint8))
     found = {}
     for dtype in ("float32", "bfloat16"):
-        model = Embedder(32, batch_norm_momentum=0.1, compute_dtype=dtype, rng=np.random.default_rng(0))
+        model = network(32, np.random.default_rng(0), dtype)
         graph, state = nnx.split(model)
 
         @jax.jit

@@ -1,0 +1,170 @@
+"""BatchNorm followed by ReLU: the definition, and a form that reads its input fewer times. Images are NHWC.
+
+`plain_batch_norm_relu` is the definition. `batch_norm_relu` returns the same, with the bias of the convolution before
+it, for several layers at once, and with a gradient written by hand.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from proxynca_jax.models.convolution import Conv
+
+EPSILON = 1e-5
+
+
+class BatchNorm(nnx.Module):
+    """The parameters and the running statistics of a batch normalisation, which `batch_norm_relu` applies.
+
+    The batch is normalised by its biased variance; the running variance averages the unbiased one, as in PyTorch.
+    `flax.nnx.BatchNorm` uses the biased variance for both.
+    """
+
+    def __init__(self, features: int, *, momentum: float):
+        """Args:
+        features: channels.
+        momentum: share of the old running statistics kept at each step, 0 to 1. PyTorch's is 1 minus this.
+        """
+        ones, zeros = np.ones(features, np.float32), np.zeros(features, np.float32)
+        self.scale, self.bias = nnx.Param(jnp.array(ones)), nnx.Param(jnp.array(zeros))
+        self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
+        self.momentum = momentum
+
+    def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
+        """Averages a batch's mean and unbiased variance into the running statistics."""
+        # `self.mean[...] =` would ask for shardings, which takes a fifth of the time of tracing a step.
+        self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
+        self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * var)
+
+
+def plain_batch_norm_relu(
+    x: Float[Array, "batch height width channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    mean: Float[Array, " channels"],
+    var: Float[Array, " channels"],
+) -> Float[Array, "batch height width channels"]:
+    """max(0, scale · (x − mean) / √(var + ε) + bias).
+
+    Args:
+        x: activations.
+        scale: γ of the paper (arXiv 1502.03167).
+        bias: β of the paper.
+        mean: of each channel; in training that of the batch, in inference the running one.
+        var: the variance, likewise; that of the batch is the biased one.
+    """
+    scale, bias, mean, var = (values[None, None, None] for values in (scale, bias, mean, var))
+    return jnp.maximum(0, scale * (x - mean) / jnp.sqrt(var + EPSILON) + bias)
+
+
+def batch_norm_relu(
+    x: Float[Array, "batch height width channels"],
+    shift: Float[Array, " channels"],
+    norms: Sequence[BatchNorm],
+    *,
+    train: bool,
+) -> Float[Array, "batch height width channels"]:
+    """Applies BatchNorm and ReLU to `x + shift`.
+
+    Args:
+        x: a convolution without its bias; float32 or bfloat16, as is the result. Statistics are float32.
+        shift: the bias of the convolution. In training the mean of the batch cancels it, so it only enters the running
+            mean.
+        norms: the layers, whose channels are concatenated in `x`.
+        train: normalise by the batch's statistics, and update the running ones.
+    """
+    scale, bias, running_mean, var = (
+        jnp.concatenate([getattr(norm, leaf)[...] for norm in norms]) for leaf in ("scale", "bias", "mean", "var")
+    )
+    if not train:
+        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        offset = bias + (shift - running_mean) * factor
+        return jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    y, mean, var = normalise_batch(x, shift, scale, bias, running_mean)
+    count = x.size // x.shape[-1]
+    ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
+    statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
+    for norm, *own in zip(norms, *statistics, strict=True):
+        norm.update(*own)
+    return y
+
+
+def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
+    """Changes a convolution so that in inference it computes what it and `norm` after it compute together."""
+    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + EPSILON)
+    convolution.bias[...] = norm.bias[...] + (convolution.bias[...] - norm.mean[...]) * factor
+    convolution.kernel[...] = convolution.kernel[...] * factor[:, None, None, None]
+
+
+@jax.custom_vjp
+def normalise_batch(x: Array, shift: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+    """`plain_batch_norm_relu` with the batch's own statistics.
+
+    The gradient is written by hand, because differentiation needs more passes over memory. Forward, one pass over `x`
+    computes both statistics and one normalises. Backward, one pass over `x` and the gradient computes both sums and one
+    applies them. The only large residual is `x`.
+
+    Args:
+        x: float32 or bfloat16.
+        shift: per channel; no gradient.
+        scale: per channel.
+        bias: per channel.
+        guess: near the mean of `x + shift`, per channel; no gradient. The variance is computed from squared distances
+            to it. This takes no second pass, as the mean would, and large values do not cancel, as around 0.
+
+    Returns:
+        The activations, and the mean and the biased variance of `x`, which have no gradient.
+    """
+    return _normalise_forward(x, shift, scale, bias, guess)[0]
+
+
+def _normalise_forward(
+    x: Array, shift: Array, scale: Array, bias: Array, guess: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    # Two operations on `x`: for the difference of shift and guess a GPU would launch another kernel.
+    distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
+    off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
+    var = jnp.maximum(squared - jnp.square(off), 0)
+    mean, inverse = guess - shift + off, jax.lax.rsqrt(var + EPSILON)
+    factor = scale * inverse
+    offset = bias - mean * factor
+    y = jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    return (y, mean, var), (x, mean, inverse, factor, offset)
+
+
+def _normalise_backward(residuals: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
+    x, mean, inverse, factor, offset = residuals
+    distances = x.astype(jnp.float32) - mean[None, None, None]
+    gradient = jnp.where(_affine(x, factor, offset) > 0, gradients[0].astype(jnp.float32), 0)
+    of_bias, of_distances = _sums(gradient, gradient * distances)
+    of_scale = of_distances * inverse
+    count = x.size // x.shape[-1]
+    slope = of_scale * inverse / count
+    centred = gradient - (of_bias / count)[None, None, None] - distances * slope[None, None, None]
+    return (centred * factor[None, None, None]).astype(x.dtype), None, of_scale, of_bias, None
+
+
+normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _sums(first: Array, second: Array) -> list[Array]:
+    """Sums of two arrays over images and pixels."""
+    return jax.lax.platform_dependent(first, second, cpu=_sums_on_cpu, default=_sums_on_gpu)
+
+
+def _sums_on_cpu(*arrays: Array) -> list[Array]:
+    return [jnp.sum(values, (0, 1, 2)) for values in arrays]
+
+
+def _sums_on_gpu(*arrays: Array) -> list[Array]:
+    """One reduction of both: a GPU fuses it into one pass over what they are computed from."""
+    zeros = jnp.float32(0), jnp.float32(0)
+    return list(jax.lax.reduce(arrays, zeros, lambda x, y: (x[0] + y[0], x[1] + y[1]), (0, 1, 2)))
+
+
+def _affine(x: Array, factor: Array, offset: Array) -> Array:
+    return x * factor[None, None, None] + offset[None, None, None]

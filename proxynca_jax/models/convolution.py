@@ -1,0 +1,251 @@
+"""Convolution: the definition, and a faster algorithm for GPUs and for CPUs. Images are NHWC.
+
+`convolve` runs the fastest algorithm of the platform. All of them return what `plain_convolution` returns, up to the
+order in which floating-point sums are taken.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+FEW_CHANNELS = 8  # GPU: with fewer input channels and stride 2, pixels are gathered into blocks
+SMALL_MAP = 8  # CPU, pixels: activations up to this height are convolved as one matrix product
+LARGE_MAP = 32  # CPU, pixels: above this height, the gradients are sums of one matrix product per image
+
+
+class Conv(nnx.Module):
+    """The kernel and the bias of a convolution. `convolve` applies the kernel, `batch_norm_relu` the bias.
+
+    The kernel is OHWI (output channels first), not HWIO as in Flax. cuDNN returns the gradient in this order, so XLA
+    need not transpose it for the optimiser.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator | None):
+        """Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: side of the kernel in pixels, odd.
+        stride: pixels between two windows, in both directions.
+        rng: source of the initial kernel, He normal; None starts from zeros. NumPy draws the numbers: compiling JAX's
+            generators for some fifty shapes takes more than ten seconds, and NumPy's are the same on every device.
+        """
+        shape = (kernel, kernel, inputs, outputs)
+        deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
+        draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
+        self.kernel = nnx.Param(jnp.array(draw.transpose(3, 0, 1, 2)))
+        self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
+        self.stride = stride
+
+
+def convolve(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "outputs side side inputs"],
+    stride: int,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+) -> Float[Array, "batch rows columns outputs"]:
+    """Convolution with an odd, square kernel. Stride 1 keeps the size.
+
+    Args:
+        x: images or activations; float32 or bfloat16, as is the result.
+        kernel: of the type of `x`.
+        stride: pixels between two windows, in both directions.
+        precision: of the products, in the gradients too. CPUs compute float32 in float32 whatever it is.
+    """
+    blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
+    on_gpu = convolution_of_blocks_on_gpu if blocks else plain_convolution
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(convolution_on_cpu, stride=stride),
+        default=functools.partial(on_gpu, stride=stride, precision=precision),
+    )
+
+
+def plain_convolution(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "outputs side side inputs"],
+    stride: int,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+) -> Float[Array, "batch rows columns outputs"]:
+    """y[b, i, j, o] = Σ_uvc x[b, stride·i + u − side//2, stride·j + v − side//2, c] · kernel[o, u, v, c].
+
+    Pixels outside of the image are 0.
+
+    Args:
+        x: as for `convolve`.
+        kernel: as for `convolve`.
+        stride: as for `convolve`.
+        precision: as for `convolve`.
+    """
+    pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
+    numbers, strides = ("NHWC", "OHWI", "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, (pads, pads), dimension_numbers=numbers, precision=precision
+    )
+
+
+# On a GPU: few channels become many.
+
+
+def convolution_of_blocks_on_gpu(x: Array, kernel: Array, stride: int, precision: jax.lax.Precision) -> Array:
+    """Gathers each block of 2×2 pixels into the channels of one, and convolves those with stride 1.
+
+    Tensor cores take channels in groups of eight, so the three colours of an image would leave most of them idle.
+
+    Args:
+        x: as for `convolve`.
+        kernel: as for `convolve`.
+        stride: side of a block. Of a larger one than 2, the last may be incomplete, which is not implemented.
+        precision: as for `convolve`.
+    """
+    side = kernel.shape[1]
+    taps = -(-side // stride)  # blocks that one row of the kernel covers
+    wanted = [stride * ((size - 1) // stride + taps) for size in x.shape[1:3]]
+    margins = [(side // 2, whole - size - side // 2) for whole, size in zip(wanted, x.shape[1:3], strict=True)]
+    grown = (0, taps * stride - side)
+    blocks = _gather_blocks(jnp.pad(x, ((0, 0), *margins, (0, 0))), stride)
+    kernels = _gather_blocks(jnp.pad(kernel, ((0, 0), grown, grown, (0, 0))), stride)
+    numbers = ("NHWC", "OHWI", "NHWC")
+    return jax.lax.conv_general_dilated(
+        blocks, kernels, (1, 1), "VALID", dimension_numbers=numbers, precision=precision
+    )
+
+
+def _gather_blocks(x: Array, side: int) -> Array:
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height // side, width // side, side * side * channels)
+
+
+# On a CPU: matrix products instead of what XLA is slow at, small activations and the gradients of large ones.
+
+
+def convolution_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
+    """Chooses an algorithm by the size of the kernel and of the activations."""
+    kernel = kernel.transpose(1, 2, 3, 0)  # HWIO: XLA copies less for it on CPUs
+    if len(kernel) == 1:
+        return _contract(x[:, ::stride, ::stride], kernel[0, 0])
+    if x.shape[1] <= SMALL_MAP:
+        return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
+    return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve_hwio(x, kernel, stride)
+
+
+def _taps(x: Array, side: int, stride: int) -> list[Array]:
+    """Slices of `x`, one per place of the kernel, row by row: the pixels that the place is multiplied with.
+
+    Args:
+        x: its axes 1 and 2 are rows and columns.
+        side: of the kernel.
+        stride: pixels between two windows.
+    """
+    pad = side // 2
+    padded = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), *[(0, 0)] * (x.ndim - 3)])
+    rows, columns = (stride * ((size - 1) // stride) + 1 for size in x.shape[1:3])
+    return [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(side) for j in range(side)]
+
+
+@jax.custom_vjp
+def _contract(x: Array, matrix: Array) -> Array:
+    """The product of the last axis of `x` with a matrix."""
+    return jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+
+
+def _contract_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _contract(x, matrix), (x, matrix)
+
+
+def _contract_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Avoids a transpose: JAX's own rule returns the matrix's gradient transposed, and XLA transposes `gradient`."""
+    x, matrix = residuals
+    rows, places = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return jnp.matmul(gradient, matrix.T), jnp.matmul(rows.T, places)
+
+
+_contract.defvjp(_contract_forward, _contract_backward)
+
+
+def _convolve_hwio(x: Array, kernel: Array, stride: int) -> Array:
+    """`plain_convolution`, with a kernel whose output channels are last."""
+    pads = (len(kernel) // 2, len(kernel) // 2)
+    numbers, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, (pads, pads), dimension_numbers=numbers)
+
+
+_convolve_large = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2,))
+
+
+def _convolve_large_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_hwio(x, kernel, stride), (x, kernel)
+
+
+def _convolve_large_backward(stride: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # the sums have fewer channels than `gradient`
+        of_x = _image_gradients(kernel, gradient)
+    else:
+        (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride), x)(gradient)
+    return of_x, _kernel_gradient(x, gradient, len(kernel), stride)
+
+
+_convolve_large.defvjp(_convolve_large_forward, _convolve_large_backward)
+
+
+def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
+    """Gradient with respect to the kernel: per image, one product of its taps with the gradient of its pixels."""
+
+    def product(image: Array, gradient: Array) -> Array:
+        taps = jnp.concatenate(_taps(image.transpose(2, 0, 1), side, stride))
+        places = gradient.reshape(-1, gradient.shape[-1])
+        return _product(taps.reshape(-1, len(places)), places)
+
+    def add(totals: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
+        return totals + jax.vmap(product)(*images), None
+
+    turns = _by_turns(x), _by_turns(gradient)
+    zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
+    totals, _ = jax.lax.scan(add, zeros, turns)
+    return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
+
+
+def _image_gradients(kernel: Array, gradient: Array) -> Array:
+    """Gradient with respect to the images, for stride 1.
+
+    Per image, one product of every pixel's gradient with every place of the kernel. Each pixel then sums the products
+    that belong to it.
+    """
+    side, _, inputs, outputs = kernel.shape
+    matrix = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
+
+    def one(gradient: Array) -> Array:
+        pad = side // 2
+        padded = jnp.pad(gradient, ((pad, pad), (pad, pad), (0, 0)))
+        products = _product(padded, matrix).reshape(*padded.shape[:2], side, side, inputs)
+        height, width, _ = gradient.shape
+        summands = [
+            products[i : i + height, j : j + width, side - 1 - i, side - 1 - j]
+            for i, j in itertools.product(range(side), range(side))
+        ]
+        return sum(summands[1:], summands[0]).astype(gradient.dtype)
+
+    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, _by_turns(gradient))
+    return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
+
+
+def _by_turns(x: Array) -> Array:
+    """Splits a batch into turns, in each of which every device computes one image of its own shard.
+
+    Returns:
+        Axis 0 is the turn, axis 1 the device.
+    """
+    devices = math.gcd(len(x), jax.device_count())
+    return x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
