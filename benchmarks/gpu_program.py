@@ -129,8 +129,8 @@ def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
     def describe(leaf: jax.Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=layout.divided)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout.divided)
+    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=layout.sharded)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout.sharded)
     options = steps.compiler_options("gpu")
     if step == "embed":
         embed_step: Any = steps.make_embed_step(graph, layout, options=options)

@@ -71,7 +71,8 @@ class EmbedStep:
         embed: Any = self.embed
 
         def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.whole if layout.mesh.size > 1 else None)
+            sharding = layout.replicated if layout.mesh.size > 1 else None
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         network = jax.tree.map(describe, jax.eval_shape(fold, params, batch_stats))
         return EmbedStep(fold.lower(params, batch_stats).compile(), embed.lower(network, images).compile())
@@ -159,10 +160,10 @@ def make_train_step(
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
         model = nnx.merge(graph, params["network"], batch_stats)
         embeddings = model(images, train=True)
-        if layout.divided_classes is not None:
+        if layout.sharded_classes is not None:
             # The logits are then divided as the proxies are. The embeddings of a batch are little to send around.
             embeddings, labels = layout.gather((embeddings, labels))
-        loss = loss_of_batch(embeddings, params["proxies"][: layout.divided_classes], labels, config)
+        loss = loss_of_batch(embeddings, params["proxies"][: layout.sharded_classes], labels, config)
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     @jax.jit(donate_argnums=0, compiler_options=options)

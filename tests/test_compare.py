@@ -77,7 +77,7 @@ def test_sop_has_a_better_epoch_than_the_one_its_readme_quotes(tmp_path: Path, r
     assert [best_epoch(REFERENCES[name].records)["epoch"] for name in ("cub", "cars", "sop")] == [17, 15, 44]
     fields = {"data.dataset": "sop", "evaluation.nmi": False}
     words = report(write_run(tmp_path / "run", REFERENCES["sop"].records, **fields))[1]
-    assert "quotes epoch 16, R@1 74.07; its log is highest at epoch 44." in words
+    assert "quotes epoch 16, R@1 74.07; in its log, R@1 is highest at epoch 44." in words
     assert "sop-scaling_x_1-scaling_p_8-lr_10.log" in words
     assert "scaling_p_12" not in words
     assert "NMI" not in words
@@ -125,19 +125,19 @@ def test_one_run_beside_the_reference(tmp_path: Path, report):
     assert lines[3].split() == [str(run), "0", "7", "1", "13.0"]
     assert lines[4].split()[2:] == ["–", "20", "17", "36.4"]
     assert lines[0] == "cub, protocol 'reference': every epoch is scored on the test classes"
-    assert "One run gives no interval: nothing can be said of chance." in words
-    assert '"Best epoch" of the reference and these runs alike: the one of highest R@1 on the evaluation' in words
+    assert "One run gives no confidence interval, so a difference may be due to chance." in words
+    assert '"Best epoch" of the reference and of these runs: the one of highest R@1 on the evaluation' in words
     assert "NMI: arithmetic mean of the entropies, best of 10 k-means runs. The reference took the geometric" in words
-    assert "K-means here is that of 'scikit-learn'." in words
-    assert "The last epochs are not the same epoch" in words
-    for absent in "averaged", "Settings other", "random weights", "README", "±", "95%":
+    assert "K-means implementation: 'scikit-learn'." in words
+    assert "The runs do not end at the same epoch" in words
+    for absent in "averaged", "Settings that differ", "random weights", "README", "±", "95%":
         assert absent not in words
 
 
 def test_what_differs_from_the_reference_is_named(tmp_path: Path, report):
     fields = {"loss.embedding_scale": 4.0, "model.weights": "", "evaluation.nmi_average": "geometric"}
     words = report(write_run(tmp_path / "run", flat(10, 40, 42, 44), **fields))[1]
-    assert "Settings other than the reference's: loss.embedding_scale 4.0 (reference 3.0)." in words
+    assert "Settings that differ from the reference's: loss.embedding_scale 4.0 (reference 3.0)." in words
     assert "started from random weights, the reference from weights pretrained" in words
     assert "NMI: geometric mean of the entropies" in words
     assert "Fewer than 5 epochs are finished; epochs averaged: 3." in words
@@ -152,10 +152,10 @@ def test_seeds_give_an_interval_and_a_verdict(tmp_path: Path, report):
     assert "95% interval 49.14 to 54.10" in words
     assert (
         "The reference's figures for the mean of the last 5 epochs: "
-        "R@1 51.62, R@2 64.09, R@4 74.91, R@8 83.74, NMI 59.60 inside. The reference is one run" in words
+        "R@1 51.62, R@2 64.09, R@4 74.91, R@8 83.74, NMI 59.60 inside. The reference is a single run" in words
     )
     assert "One run" not in words
-    assert "The last epochs are not the same epoch" not in words
+    assert "The runs do not end at the same epoch" not in words
     assert lines[-1] == str(runs[0] / "comparison.png")
     assert picture_size(runs[0]) == (2520, 720)
     assert not list(tmp_path.glob("[12]/*.png"))
@@ -222,7 +222,7 @@ def test_a_data_set_without_reference_stands_alone(tmp_path: Path, report, drawn
     assert "percent R@1 R@2 NMI best epoch 2 runs, mean ± sd 30.00 ± 0.00 31.00 ± 0.00 40.00 ± 0.00" in words
     assert "No reference is known for data set 'glyphs'; --reference names one: cub, cars, sop." in words
     assert '"Best epoch" of these runs: the one of highest R@1' in words
-    assert "95% interval: Student's t, of the mean of 2 runs." in words
+    assert "95% interval: Student's t, for the mean of 2 runs." in words
     assert not any(line.strip().startswith(("paper", "reference")) for line in lines)
     assert set(curves(drawn[0])[1]) == {"each run", "mean of 2 runs", "each run's best epoch"}
 

@@ -184,9 +184,9 @@ def test_unusable_embeddings_are_the_users_error(score):
         score(line(0, np.nan, 2, np.inf), labels)
     with pytest.raises(UserError, match=r"Row 3 of the 4 gallery embeddings is not finite: \[-inf\]"):
         score(good, labels, gallery=(line(0, 1, 2, -np.inf), labels))
-    with pytest.raises(UserError, match="3 gallery embeddings and 4 labels"):
+    with pytest.raises(UserError, match=r"3 gallery embeddings and 4 labels\."):
         score(good, labels, gallery=(good[:3], labels))
-    with pytest.raises(UserError, match=r"None of the 4 queries .* 0 of the gallery"):
+    with pytest.raises(UserError, match=r"None of the 4 queries .* gallery of 0 images"):
         score(good, labels, gallery=(good[:0], labels[:0]))
     with pytest.raises(UserError, match="None of the 0 queries"):
         score(good[:0], labels[:0])

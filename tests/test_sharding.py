@@ -36,8 +36,8 @@ def on_eight_devices(expression: str, **variables: str) -> Any:
     return json.loads(process.stdout)
 
 
-def layout_of(devices: int, divided_classes: int | None = None) -> Layout:
-    return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), divided_classes)
+def layout_of(devices: int, sharded_classes: int | None = None) -> Layout:
+    return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), sharded_classes)
 
 
 def train(
@@ -175,8 +175,8 @@ def convolved(divided: bool) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     shapes = (16, LARGE_MAP + 1, 5, 3), (4, 3, 3, 3), (16, LARGE_MAP + 1, 5, 4)
     x, kernel, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    images = layout.batches if divided else layout.whole
-    arguments = jax.device_put((x, kernel, gradient), (images, layout.whole, images))
+    images = layout.batches if divided else layout.replicated
+    arguments = jax.device_put((x, kernel, gradient), (images, layout.replicated, images))
 
     def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         return jax.vjp(lambda *inputs: convolve(*inputs, 1), x, kernel)[1](gradient)
@@ -198,7 +198,9 @@ def test_large_convolutions_stay_with_the_images():
 def test_batches_that_devices_cannot_divide_are_refused():
     layout = Layout(Mesh(np.array(jax.devices() * 8), (AXIS,)))
     layout.check_batch_size(32)
-    with pytest.raises(UserError, match=r"batch_size is 30, which 8 devices cannot divide evenly.*: 24 or 32\."):
+    with pytest.raises(
+        UserError, match=r"batch_size is 30, not a multiple of the number of devices, 8\..*: 24 or 32\."
+    ):
         layout.check_batch_size(30)
     with pytest.raises(UserError, match=r"fit: 8\."):
         layout.check_batch_size(5)

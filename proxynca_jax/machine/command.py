@@ -14,7 +14,7 @@ from proxynca_jax.machine.xla_messages import hide_xla_warnings
 
 
 def prepare_process() -> None:
-    """Sets up memory, the compilation cache and log levels. Call it before JAX looks for devices."""
+    """Settings of the process, before JAX looks for devices: memory, compiled programs on disk, and fewer messages."""
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     keep_freed_memory()
     keep_compiled_programs()
@@ -23,7 +23,9 @@ def prepare_process() -> None:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exits with the message and status 1 on a `UserError` in the block, and with status 130 on an interruption."""
+    """Turns a `UserError` inside the block into its message on standard error and exit status 1, and an interruption
+    into exit status 130.
+    """
     try:
         yield
     except UserError as error:

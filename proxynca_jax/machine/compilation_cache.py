@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-# Earlier versions of JAX 0.9 and 0.10 print an error for every CPU program that they load from disk
+# Before this version, JAX 0.9 and 0.10 print an error for every CPU program that they load from disk
 # (https://github.com/jax-ml/jax/issues/38445).
 SILENT_SINCE = (0, 10, 2)
 

@@ -35,8 +35,9 @@ def free_on_device() -> int | None:
 
 
 def free_on_host() -> int:
-    """Returns the bytes that this process can still allocate: the machine's free memory or its cgroups' limit, if lower.
+    """Returns the bytes that this process can still allocate on the host.
 
+    That is the machine's free memory or, if it is less, what the limits of the process's cgroups leave.
     Linux kills a process that exceeds its cgroup's limit, even if the machine has free memory.
     """
     return min([psutil.virtual_memory().available, *_allowed_by_cgroups()])

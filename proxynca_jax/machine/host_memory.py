@@ -16,8 +16,8 @@ def keep_freed_memory() -> None:
     step and unmaps them afterwards. Page faults, half a million of them, then take a tenth of the step.
 
     Call it before JAX starts its threads. Otherwise each thread gets an arena of its own, which is too small for this.
-    One arena for all threads slows compilation. So this does nothing if JAX has a plugin for an accelerator, because
-    then steps take no memory from glibc. It also does nothing with other C libraries.
+    One arena for all threads slows compilation. So this does nothing if JAX has a plugin for an accelerator, whose
+    steps take no memory from glibc. It also does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc" or entry_points(group="jax_plugins"):
         return
