@@ -190,9 +190,7 @@ def epoch_seconds(row: Measurement) -> dict[str, float]:
 
 
 def print_epochs(rows: Sequence[Measurement]) -> None:
-    print(
-        f"estimated training seconds per epoch, from {COUNTS.timed} steps with {CLASSES} classes, not measured on the data"
-    )
+    print(f"estimated training seconds per epoch, from {COUNTS.timed} steps on synthetic images of {CLASSES} classes")
     print("".join([f"{'':24}", *(f"{dataset:>9}" for dataset in REFERENCE_SECONDS)]))
     print("".join([f"  {'reference, Titan X':22}", *(f"{seconds:9.0f}" for seconds in REFERENCE_SECONDS.values())]))
     for row in rows:
