@@ -14,8 +14,8 @@ set JAX_PLATFORMS=cpu; otherwise the plugin looks for one and fails. The benchma
 
 No time is measured. XLA cannot autotune without a GPU, so it may choose other kernels on a real one.
 
-Measured: the training step of 32 images on one H100, with jax 0.10.2. The rows between the first and the last were
-measured during development.
+Counts for the training step of 32 images on one H100, with jax 0.10.2. The rows between the first and the last were
+taken during development.
 
     variant                                                             dtype     kernels        GB    copies
     1x1 convolutions as matrix products, gradients by differentiation   float32     1,468     16.26

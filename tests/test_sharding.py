@@ -70,8 +70,8 @@ def train(
 
 
 CLASSES = 11  # not a multiple of any number of devices
-TRAININGS = [("reference", devices, proxies) for proxies in ("whole", "divided") for devices in DEVICES]
-TRAININGS += [("paper", 1, "whole"), ("paper", 8, "divided")]
+TRAININGS = [("reference", devices, proxies) for proxies in ("replicated", "sharded") for devices in DEVICES]
+TRAININGS += [("paper", 1, "replicated"), ("paper", 8, "sharded")]
 
 
 def tiny_trainings() -> dict[str, dict[str, Any]]:
@@ -80,7 +80,7 @@ def tiny_trainings() -> dict[str, dict[str, Any]]:
     optim = OptimConfig(learning_rate=0.01, proxy_learning_rate=0.1, epsilon=0.1)
     found = {}
     for form, devices, proxies in TRAININGS:
-        layout = layout_of(devices, CLASSES if proxies == "divided" else None)
+        layout = layout_of(devices, CLASSES if proxies == "sharded" else None)
         found[f"{form} {devices} {proxies}"] = train(layout, losses[form], classes=CLASSES, optim=optim)
     return found
 
@@ -92,7 +92,7 @@ def trainings() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("form", "devices", "proxies"), TRAININGS)
 def test_training_does_not_depend_on_the_number_of_devices(trainings, form, devices, proxies):
-    alone, found = trainings[f"{form} 1 whole"], trainings[f"{form} {devices} {proxies}"]
+    alone, found = trainings[f"{form} 1 replicated"], trainings[f"{form} {devices} {proxies}"]
     assert np.ptp(alone["losses"]) > 0.1  # the losses change, so errors would show
     np.testing.assert_allclose(found["losses"], alone["losses"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["embeddings"], alone["embeddings"], rtol=0, atol=1e-5)
@@ -102,16 +102,16 @@ def test_training_does_not_depend_on_the_number_of_devices(trainings, form, devi
 
 @pytest.mark.parametrize(("devices", "rows"), [(1, 11), (2, 6), (4, 3), (8, 2)])
 def test_devices_have_equal_shards_of_the_proxies(trainings, devices, rows):
-    training = trainings[f"reference {devices} divided"]
+    training = trainings[f"reference {devices} sharded"]
     assert training["rows_per_device"] == [rows] * devices
     assert not np.any(training["proxies"][CLASSES:])
-    assert trainings[f"reference {devices} whole"]["rows_per_device"] == [CLASSES] * devices
+    assert trainings[f"reference {devices} replicated"]["rows_per_device"] == [CLASSES] * devices
 
 
-def account(divided: bool) -> dict[str, Any]:
+def account(sharded: bool) -> dict[str, Any]:
     """Compiles a step with MANY classes for 8 devices. Returns the bytes per device and the largest collective."""
     steps.Embedder = tiny.TinyEmbedder
-    layout = layout_of(8, MANY if divided else None)
+    layout = layout_of(8, MANY if sharded else None)
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=1)
     graph, small = steps.init_state(ModelConfig(), optimizer, classes=8, seed=0, layout=layout)
 
@@ -130,30 +130,30 @@ def account(divided: bool) -> dict[str, Any]:
     shapes = [shape for result in exchanged for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
     memory = compiled.memory_analysis()
     return {
-        "held": memory.argument_size_in_bytes,
-        "updated in place": memory.alias_size_in_bytes,
-        "for the step": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
         "exchanged": max(int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes),
     }
 
 
 def accounts() -> dict[str, dict[str, Any]]:
-    return {"divided": account(True), "whole": account(False)}
+    return {"sharded": account(True), "replicated": account(False)}
 
 
 def test_memory_per_device_with_a_million_classes():
     accounts = on_eight_devices("test_sharding.accounts()")
-    divided, whole = accounts["divided"], accounts["whole"]
+    sharded, replicated = accounts["sharded"], accounts["replicated"]
     for name, found in accounts.items():
         print(f"{MANY:,} x 64 over 8 devices, {name}:", {key: f"{value:,}" for key, value in found.items()})
     state = 3 * MANY * 64 * 4  # proxies and both of Adam's moments, in bytes
-    assert state / 8 < divided["updated in place"] <= divided["held"] < state / 8 + 1e6
-    assert state < whole["held"]
+    assert state / 8 < sharded["aliased"] <= sharded["arguments"] < state / 8 + 1e6
+    assert state < replicated["arguments"]
     # The gradient, and a few arrays of the size of the logits.
-    assert divided["for the step"] < (64 + 10 * 32) * MANY / 8 * 4
+    assert sharded["temporary"] < (64 + 10 * 32) * MANY / 8 * 4
     # Collectives exchange embeddings and sums over the batch, but no proxies, gradients of proxies, or logits.
-    assert divided["exchanged"] <= 32 * 64
-    assert whole["exchanged"] == MANY * 64
+    assert sharded["exchanged"] <= 32 * 64
+    assert replicated["exchanged"] == MANY * 64
 
 
 def real_losses() -> list[list[float]]:
@@ -169,13 +169,13 @@ def test_real_network_has_the_same_losses_on_any_number_of_devices():
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
 
 
-def convolved(divided: bool) -> dict[str, Any]:
+def convolution_gradients(sharded: bool) -> dict[str, Any]:
     """Computes gradients of a convolution of large activations on 8 devices. Also returns the collectives."""
     layout = layout_of(8)
     rng = np.random.default_rng(0)
     shapes = (16, LARGE_MAP + 1, 5, 3), (4, 3, 3, 3), (16, LARGE_MAP + 1, 5, 4)
     x, kernel, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    images = layout.batches if divided else layout.replicated
+    images = layout.batches if sharded else layout.replicated
     arguments = jax.device_put((x, kernel, gradient), (images, layout.replicated, images))
 
     def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
@@ -189,9 +189,9 @@ def convolved(divided: bool) -> dict[str, Any]:
 
 
 def test_gradients_of_large_convolutions_need_one_all_reduce():
-    divided, whole = on_eight_devices("[test_sharding.convolved(divided) for divided in (True, False)]")
-    assert divided["exchanged"] == ["all-reduce"]  # the kernel's gradient
-    for found, expected in zip(divided["gradients"], whole["gradients"], strict=True):
+    sharded, replicated = on_eight_devices("[test_sharding.convolution_gradients(s) for s in (True, False)]")
+    assert sharded["exchanged"] == ["all-reduce"]  # the kernel's gradient
+    for found, expected in zip(sharded["gradients"], replicated["gradients"], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

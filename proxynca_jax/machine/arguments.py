@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-NO_GRAPHS = "On a GPU, launch kernels one by one where CUDA graphs fail."
+NO_GRAPHS = "On a GPU, launch kernels one by one. Use this if CUDA graphs fail."
 
 
 def integer(limits: tuple[int, int | float]) -> Callable[[str], int]:

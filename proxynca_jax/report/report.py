@@ -11,7 +11,7 @@ from proxynca_jax.scores import score_title
 
 PROTOCOLS = {
     "reference": "every epoch is scored on the test classes",
-    "validation": "every epoch is scored on held-out training classes, the best of them on the test classes, once",
+    "validation": "every epoch is scored on held-out training classes, only the best epoch on the test classes",
 }
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 NONE = "–"
