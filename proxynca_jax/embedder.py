@@ -1,22 +1,27 @@
-"""Embeds images with a trained network."""
+"""Embeds images with a trained network: splits for the commands, and any images from Python."""
 
 import contextlib
+import os
 import pathlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
+from tqdm import tqdm
 
-from proxynca_jax import steps
+from proxynca_jax import steps, weights
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_source
+from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
+from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
+from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import Variables, abstract_network
-from proxynca_jax.runs.checkpoint import Checkpoints
+from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
 
@@ -54,12 +59,40 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
     return TrainedNetwork(embed_step, variables), config, step
 
 
+def load_converted(path: pathlib.Path) -> tuple[TrainedNetwork, TrainConfig]:
+    """Reads a converted weights file as a network.
+
+    Args:
+        path: of the file. Without an embedding layer, as with weights from ImageNet, the network's vectors are the
+            backbone's features.
+
+    Returns:
+        The network, and a configuration with its backbone's sizes.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    converted = weights.read(path)
+    config = TrainConfig()
+    kernel = converted.tensors.get("params/embedding_layer/kernel")
+    config.model.backbone = converted.backbone
+    config.model.embedding_dim = 0 if kernel is None else kernel.shape[1]
+    preprocessing = BACKBONES[converted.backbone].preprocessing
+    config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
+    graph, shapes = abstract_network(config.model)
+    layout = Layout()
+    variables = layout.place(weights.load_pretrained(path, shapes, converted.backbone))
+    return TrainedNetwork(steps.make_embed_step(graph, layout), variables), config
+
+
 def embed_batches(
     network: TrainedNetwork,
     split: Split,
     config: TrainConfig,
     check: Callable[[], None] = never,
     source: Source[DeviceBatch] | None = None,
+    *,
+    progress: bool = True,
 ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
     """Embeds a split on all devices, batch by batch. Memory does not grow with the number of images.
 
@@ -69,6 +102,7 @@ def embed_batches(
         config: of the images and the batch size.
         check: called before each batch; raises to stop.
         source: the split's batches, from `evaluation_source`; by default the images are decoded for this call.
+        progress: show a bar on a terminal.
 
     Returns:
         A generator of embeddings, `evaluation.batch_size` images at a time, rounded up to a multiple of the number of
@@ -81,14 +115,14 @@ def embed_batches(
     batches = (source or evaluation_source(split, config))()
     embed_step = network.embed_step
     folded, computed = embed_step.fold(network.variables), None
-    with contextlib.closing(batches), Progress("embedding", images=images) as progress:
+    with contextlib.closing(batches), Progress("embedding", images=images, shown=progress) as bar:
         for batch in batches:
             check()
             ahead = embed_step.embed(folded, batch["image"])
             if computed is not None:  # the host receives a batch while the device computes the next
                 yield np.asarray(computed)
             computed = ahead
-            progress.advance(len(batch["image"]))
+            bar.advance(len(batch["image"]))
         last = np.asarray(computed)
         yield last[: (images - 1) % len(last) + 1]
 
@@ -103,3 +137,71 @@ def embed(
     """Embeds a split into one array. The arguments are those of `embed_batches`."""
     with contextlib.closing(embed_batches(network, split, config, check, source)) as batches:
         return np.concatenate(list(batches))
+
+
+class Embedder:
+    """Embeds images from Python, with the same bits as the command `embed`.
+
+    embedder = Embedder.load("runs/cars")
+    vectors = embedder.embed(["a.jpg", image, array], progress=True)
+    """
+
+    def __init__(self, network: TrainedNetwork, config: TrainConfig):
+        """Args:
+        network: embeds the images.
+        config: their sizes, the batch size and the number of threads.
+        """
+        self._network, self._config = network, config
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best") -> "Embedder":
+        """Reads a network.
+
+        Args:
+            path: a run's folder, or a converted weights file. If that has no embedding layer, as ImageNet's weights do
+                not, vectors are the backbone's features.
+            checkpoint: of a run: "best" or "latest".
+
+        Raises:
+            UserError: if it is neither, or the run has no such checkpoint.
+        """
+        path = pathlib.Path(path).expanduser()
+        if path.is_file():
+            return cls(*load_converted(path))
+        if checkpoint not in KINDS:
+            raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
+        network, config, _ = load_network(path, checkpoint)
+        return cls(network, config)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of a vector."""
+        return self._config.model.embedding_dim or BACKBONES[self._config.model.backbone].features
+
+    def embed(self, images: Iterable[GivenImage], *, progress: bool = False) -> Float32[np.ndarray, "N D"]:
+        """Embeds images of any size.
+
+        Args:
+            images: N paths, PIL images of any mode, or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), where
+                three channels are RGB and the fourth of four is dropped.
+            progress: show a bar with images/s.
+
+        Returns:
+            Vectors of length 1, in the order of the images.
+
+        Raises:
+            UserError: for what is not an image. It names the image's path or its number, from 0.
+        """
+        split = given_split(images)
+        count = len(split.images)
+        vectors = np.empty((count, self.dim), np.float32)
+        if not count:
+            return vectors
+        done = 0
+        batches = embed_batches(self._network, split, self._config, progress=False)
+        with contextlib.closing(batches), tqdm(total=count, unit="img", disable=not progress) as bar:
+            for batch in batches:
+                vectors[done : done + len(batch)] = batch
+                done += len(batch)
+                bar.update(len(batch))
+        return vectors

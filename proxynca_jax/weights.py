@@ -19,11 +19,11 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Shaped
 
-import proxynca_jax
 from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import Tree, Variables
+from proxynca_jax.version import __version__
 
 # All metadata is one JSON string under this key. safetensors writes several keys in an order that changes from run to
 # run, but the same weights must give the same bytes.
@@ -90,7 +90,7 @@ def write(
         "backbone": backbone,
         "preprocessing": dataclasses.asdict(BACKBONES[backbone].preprocessing),
         "source": source,
-        "proxynca_jax": proxynca_jax.__version__,
+        "proxynca_jax": __version__,
     }
     # safetensors ignores strides, so a transposed view must become contiguous first.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}

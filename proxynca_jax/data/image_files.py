@@ -23,13 +23,21 @@ class FileImages(Sequence[bytes]):
 
     # Images are always read one at a time, so there are no slices.
     def __getitem__(self, index: int) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
-        path = self.paths[index]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"cannot read the image {path}: {error.strerror}. Images must stay in place until the run ends."
-            ) from error
+        return read_image(self.paths[index])
+
+
+def read_image(path: Path) -> bytes:
+    """Reads an image file's content.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the image {path}: {error.strerror}. Images must stay in place until the run ends."
+        ) from error
 
 
 def file_split(

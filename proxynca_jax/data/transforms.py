@@ -51,10 +51,17 @@ def decode(image: Image, name: str) -> Pixels:
     if (pixels := _decode_jpeg(image)) is not None:
         return pixels
     with _opened(image, name) as file:
-        # The reference drops a palette's transparency, too. Without this line Pillow would warn of it.
-        file.info.pop("transparency", None)
-        # Like the reference, this ignores the EXIF orientation.
-        return np.asarray(file.convert("RGB"))
+        return to_rgb(file)
+
+
+def to_rgb(image: PIL.Image.Image) -> Pixels:
+    """Converts an image of any mode as Pillow does: grey is repeated, palettes are looked up, transparency is dropped.
+
+    Like the reference, this ignores the EXIF orientation.
+    """
+    # The reference drops a palette's transparency, too. Without this line Pillow would warn of it.
+    image.info.pop("transparency", None)
+    return np.asarray(image.convert("RGB"))
 
 
 def image_size(image: Image, name: str) -> tuple[int, int]:

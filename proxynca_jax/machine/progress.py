@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Progress:
     """Shows the progress of a pass over images: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, description: str, *, images: int, done: int = 0):
+    def __init__(self, description: str, *, images: int, done: int = 0, shown: bool = True):
         """Args:
         description: what the pass does.
         images: number of images in the whole pass.
@@ -22,7 +22,7 @@ class Progress:
         """
         self._description, self._images, self._done, self._before = description, images, done, done
         self._start = time.perf_counter()
-        hidden = not sys.stderr.isatty()
+        hidden = not (shown and sys.stderr.isatty())
         self._bar = tqdm(total=images, initial=done, desc=description, unit="img", leave=False, disable=hidden)
 
     def __enter__(self) -> "Progress":

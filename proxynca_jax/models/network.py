@@ -58,7 +58,7 @@ class Linear(nnx.Module):
 
 
 class Network(nnx.Module):
-    """Images to unit vectors of `embedding_dim`."""
+    """Images to unit vectors: the embedding layer's or, without one, the backbone's features."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Network(nnx.Module):
     ):
         """Args:
         backbone: a row of `BACKBONES`.
-        embedding_dim: D, width of an embedding.
+        embedding_dim: D, width of an embedding; 0 for no embedding layer.
         batch_norm_momentum: share of the old running statistics kept at each training step, 0 to 1.
         compute_dtype: the arithmetic of the convolutions, one of `precision.PRECISIONS`. Parameters, statistics,
             features and embeddings are float32.
@@ -79,7 +79,7 @@ class Network(nnx.Module):
         """
         precision = PRECISIONS[compute_dtype]
         self.backbone = backbone.build(batch_norm_momentum=batch_norm_momentum, rng=rng, precision=precision)
-        self.embedding_layer = Linear(backbone.features, embedding_dim, rng=rng)
+        self.embedding_layer = Linear(backbone.features, embedding_dim, rng=rng) if embedding_dim else None
         self.preprocessing = backbone.preprocessing
         self.activation_dtype = activation_dtype(compute_dtype)
 
@@ -99,7 +99,8 @@ class Network(nnx.Module):
         """
         # BN-Inception's pixels are whole numbers below 256, which bfloat16 represents exactly.
         pixels = normalise(images, self.preprocessing).astype(self.activation_dtype)
-        return unit_vectors(self.embedding_layer(self.backbone(pixels, train=train)))
+        features = self.backbone(pixels, train=train)
+        return unit_vectors(self.embedding_layer(features) if self.embedding_layer else features)
 
 
 def init_network(config: ModelConfig, rng: np.random.Generator | None) -> tuple[nnx.GraphDef, Variables]:

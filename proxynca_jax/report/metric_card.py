@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-import proxynca_jax
 from proxynca_jax.config import TrainConfig, recall_name
 from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.runs.log import Record
+from proxynca_jax.version import __version__
 
 KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-means"}
 
@@ -20,7 +20,7 @@ KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-
 def versions() -> dict[str, str]:
     """Returns the versions of this package and of the packages that compute the scores."""
     packages = ("jax", "numpy", "scikit-learn")
-    return {"proxynca_jax": proxynca_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
+    return {"proxynca_jax": __version__} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def metric_card(
