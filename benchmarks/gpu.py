@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import proxynca_jax
 from benchmarks import gpu_run, torch_step
 from benchmarks.workers import describe
-from proxynca_jax.data.split import PUBLISHED_COUNTS
+from proxynca_jax.data.datasets import cub
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error
@@ -70,8 +70,8 @@ class Settings:
         Comparison("embed", 512, ("ours_bfloat16",)),
     )
     repeats: int = 3  # turns of each variant
-    training_images: int = PUBLISHED_COUNTS["cub"][0]
-    test_images: int = PUBLISHED_COUNTS["cub"][1]
+    training_images: int = cub.COUNTS.train
+    test_images: int = cub.COUNTS.queries
     classes: int = 200
     train_program: tuple[str, ...] = ("-m", "proxynca_jax.train")
     train_options: tuple[str, ...] = (

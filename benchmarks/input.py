@@ -54,7 +54,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks import input_reference
 from proxynca_jax.config import COUNT, DataConfig
 from proxynca_jax.data.cache import cached
-from proxynca_jax.data.datasets import FileImages
+from proxynca_jax.data.image_files import FileImages
 from proxynca_jax.data.pipeline import Batch, crop_batches, evaluation_batches, training_batches
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import crop_and_resize, decode, draw_crop, image_size

@@ -34,7 +34,7 @@ from benchmarks.torch_training import make_adam, proxy_nca
 from convert.bn_inception import BN_INCEPTION, from_state_dict
 from proxynca_jax import steps
 from proxynca_jax.config import DataConfig, LossConfig, ModelConfig, OptimConfig
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.pipeline import Batch, training_batches
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.weights import flatten
@@ -108,7 +108,7 @@ def main() -> None:
     if arguments.steps < 1 or arguments.batch_size < 2:
         parser.error("--steps needs 1 or more, --batch-size 2 or more, of which BatchNorm takes the statistics")
     data = DataConfig(dataset="glyphs", horizontal_flip=False)
-    stream = training_batches(load_splits(data)[0], data, batch_size=arguments.batch_size, seed=0, epoch=0)
+    stream = training_batches(load_dataset(data).train, data, batch_size=arguments.batch_size, seed=0, epoch=0)
     batches = list(itertools.islice(stream, arguments.steps))
     stream.close()
     if len(batches) < arguments.steps:

@@ -33,9 +33,10 @@ from PIL import Image
 
 from proxynca_jax import steps
 from proxynca_jax.config import COMPUTE_DTYPES, PAIR, PLACEMENTS, DataConfig, ModelConfig, TrainConfig
+from proxynca_jax.data.datasets import DATASETS
 from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import crops, upload
-from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.data.split import Split
 from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.peak_flops import peak_flops
@@ -181,8 +182,9 @@ def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, fl
 
 
 def epoch_seconds(row: Measurement) -> dict[str, float]:
-    """Seconds that an epoch of each data set would take to train at a row's speed, by whole batches."""
-    steps = {dataset: training // row.batch_size for dataset, (training, _) in PUBLISHED_COUNTS.items()}
+    """Estimates the seconds of a training epoch on each data set from a row's step time."""
+    counts = {dataset: DATASETS[dataset].published for dataset in REFERENCE_SECONDS}
+    steps = {dataset: count.train // row.batch_size for dataset, count in counts.items() if count}
     return {dataset: count * row.step_seconds for dataset, count in steps.items()}
 
 

@@ -14,13 +14,20 @@ from typing import Any
 from proxynca_jax.errors import UserError, nearest
 
 PLACEMENTS = ("host", "device")  # where training images are cropped: as they are read, or in device memory
-DATASETS = ("cub", "cars", "sop", "folder", "tfds", "glyphs")
 NMI_AVERAGES = ("arithmetic", "geometric")
 COMPUTE_DTYPES = ("float32", "tensorfloat32", "bfloat16")
 KMEANS = ("scikit-learn", "device")
 # "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
 # "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
 PROTOCOLS = ("reference", "validation")
+# Valid values of each text field that has only a few, except data.dataset: data.datasets.DATASETS has those.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.placement": PLACEMENTS,
+    "model.compute_dtype": COMPUTE_DTYPES,
+    "evaluation.nmi_average": NMI_AVERAGES,
+    "evaluation.kmeans": KMEANS,
+    "evaluation.protocol": PROTOCOLS,
+}
 
 SEEDS = (0, 2**32 - 1)
 COUNT = (1, math.inf)
@@ -63,21 +70,21 @@ def recall_name(k: int) -> str:
 class DataConfig:
     """Which images, and how they become pixels."""
 
-    dataset: str = "cub"  # one of DATASETS
+    dataset: str = "cub"  # one of data.datasets.DATASETS
     root: str = ""  # the data set's directory; glyphs needs none
-    eval_fraction: float = 0.5  # folder, glyphs: the share of classes held for evaluation
-    split_seed: int = 0  # folder, glyphs: which classes those are
-    eval_classes_file: str = ""  # folder: names the evaluation classes, one a line, instead of fraction and seed
+    eval_fraction: float = 0.5  # folder, glyphs: fraction of the classes to evaluate on
+    split_seed: int = 0  # folder, glyphs: chooses these classes
+    eval_classes_file: str = ""  # folder: lists the evaluation classes, one a line; replaces fraction and seed
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
-    crop_area_min: float = 0.08  # smallest share of the image's area in a training crop
-    crop_area_max: float = 1.0  # largest share of the image's area in a training crop
+    crop_area_min: float = 0.08  # smallest area of a training crop, as a fraction of the image's
+    crop_area_max: float = 1.0  # largest area of a training crop, as a fraction of the image's
     crop_aspect_max: float = 4 / 3  # widest aspect ratio of a training crop; the narrowest is its inverse
     horizontal_flip: bool = True  # mirror half of the training images
-    placement: str = "host"  # one of PLACEMENTS; "device" holds all training images in device memory
-    max_side: int = 0  # pixels; training images whose longer side is above it are shrunk to it before crops; 0: none
-    cache: str = ""  # a folder for decoded training images and evaluation crops; empty: none. They do not depend on it
-    threads: int = 0  # decoding threads, 0 for one a core; the images do not depend on it
+    placement: str = "host"  # one of PLACEMENTS; "device" keeps all training images in device memory
+    max_side: int = 0  # pixels; training images with a longer side are shrunk to it before cropping; 0: never
+    cache: str = ""  # a folder for decoded training images and evaluation crops; empty: none. Pixels stay the same
+    threads: int = 0  # decoding threads; 0: one per core. Pixels stay the same
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -122,7 +129,7 @@ class EvaluationConfig:
 
     batch_size: int = 64  # images per embedding step
     recall_at: tuple[int, ...] = (1, 2, 4, 8)  # the K of Recall@K
-    nmi: bool = True  # cluster the embeddings and report normalised mutual information
+    nmi: bool = True  # cluster the queries' embeddings and report normalised mutual information
     nmi_average: str = "arithmetic"  # one of NMI_AVERAGES: the mean of the two entropies that NMI divides by
     kmeans: str = "scikit-learn"  # one of KMEANS, for NMI: the field's yardstick, or ours on the device
     kmeans_restarts: int = 10  # k-means runs, of which the one of lowest inertia counts
@@ -166,39 +173,21 @@ class TrainConfig:
 
 
 def _faults(config: TrainConfig) -> Iterator[str]:
-    data, evaluation = config.data, config.evaluation
-    for name, value in flatten(config).items():
+    data, evaluation, fields = config.data, config.evaluation, flatten(config)
+    for name, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} is {value}; it must be a finite number."
-    if data.dataset not in DATASETS:
-        yield f"data.dataset is {data.dataset!r}: {nearest(data.dataset, DATASETS)}"
-    elif data.dataset != "glyphs" and not data.root:
-        yield f"data.root is empty; {data.dataset} needs its directory: --config.data.root=/path/to/{data.dataset}"
-    if data.placement not in PLACEMENTS:
-        yield f"data.placement is {data.placement!r}: {nearest(data.placement, PLACEMENTS)}"
-    if config.model.compute_dtype not in COMPUTE_DTYPES:
-        yield f"model.compute_dtype is {config.model.compute_dtype!r}: " + nearest(
-            config.model.compute_dtype, COMPUTE_DTYPES
-        )
+    metrics = tuple(evaluation.score_names())
+    for name, choices in (CHOICES | {"checkpoint.best_metric": metrics}).items():
+        if fields[name] not in choices:
+            yield f"{name} is {fields[name]!r}: {nearest(fields[name], choices)}"
     if data.resize_size < data.image_size:
         yield f"data.resize_size is {data.resize_size}; it must be at least data.image_size, {data.image_size}."
     if not 0 < data.crop_area_min <= data.crop_area_max <= 1:
         limits = f"{data.crop_area_min} and {data.crop_area_max}"
         yield f"data.crop_area_min and crop_area_max are {limits}; they must be above 0, at most 1 and in order."
-    if evaluation.nmi_average not in NMI_AVERAGES:
-        yield f"evaluation.nmi_average is {evaluation.nmi_average!r}: {nearest(evaluation.nmi_average, NMI_AVERAGES)}"
-    if evaluation.kmeans not in KMEANS:
-        yield f"evaluation.kmeans is {evaluation.kmeans!r}: {nearest(evaluation.kmeans, KMEANS)}"
-    if evaluation.protocol not in PROTOCOLS:
-        yield f"evaluation.protocol is {evaluation.protocol!r}: {nearest(evaluation.protocol, PROTOCOLS)}"
     if not evaluation.recall_at or min(evaluation.recall_at) < 1:
         yield f"evaluation.recall_at is {evaluation.recall_at}; it needs one K or more, each at least 1."
-    metrics = evaluation.score_names()
-    if config.checkpoint.best_metric not in metrics:
-        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}: " + nearest(
-            config.checkpoint.best_metric, metrics
-        )
-    fields = flatten(config)
     for name, (lowest, highest) in RANGES.items():
         if not lowest <= fields[name] <= highest:
             least = "above 0" if lowest == TINY else f"at least {lowest:g}"

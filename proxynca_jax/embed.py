@@ -3,8 +3,10 @@
     python -m proxynca_jax.embed --run runs/cars --split test --output cars.parquet
     python -m proxynca_jax.embed --run runs/cars --images /data/photographs --output photographs.npz
 
-The file holds embeddings, paths and, of a split, labels, as `embedding_files` describes. It appears when it is whole,
-in place of one of the same name: an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
+A run's data set has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
+
+The file contains embeddings, paths and, of a split, labels, as `embedding_files` describes. It replaces a file of the
+same name once it is complete, so an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
 """
 
 import argparse
@@ -19,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.data.datasets import IMAGE_SUFFIXES, FileImages, load_splits
+from proxynca_jax.data.datasets import load_dataset
+from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages
 from proxynca_jax.data.pipeline import NO_LABEL
-from proxynca_jax.data.split import Split
+from proxynca_jax.data.split import DataSet, Split
 from proxynca_jax.embedder import embed_batches, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS
@@ -33,7 +36,7 @@ from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
 
-SPLITS = ("train", "test")  # in the order of `load_splits`; train holds a validation protocol's classes too
+SPLITS = ("train", "test", "gallery")  # train contains the classes of the validation protocol, too
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,10 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     check_output(options.output)
     network, config, step = load_network(options.run, options.checkpoint, graphs=not options.no_graphs)
+    dataset = None
     if options.images:
         split, labels = _find_images(options.images), None
     else:
-        split = load_splits(config.data)[SPLITS.index(options.split)]
+        dataset = load_dataset(config.data)
+        split = _choose_split(dataset, options.split, config)
         labels = split.labels
     contents = Contents(
         paths=split.names,
@@ -89,12 +94,45 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     with contextlib.closing(embed_batches(network, split, config, check)) as batches:
         write_embeddings(options.output, batches, contents)
     print(f"{options.output}: {len(split.names):,} embeddings of {contents.dim} dimensions")
-    if options.split:
-        print(f"to score them as the run does: {_scoring_command(options.output, config)}")
+    if dataset is not None:
+        print(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
+
+
+def _choose_split(dataset: DataSet, name: str, config: TrainConfig) -> Split:
+    """Returns one of SPLITS.
+
+    Raises:
+        UserError: If it is the gallery and there is none.
+    """
+    evaluation = dataset.evaluation
+    split = {"train": dataset.train, "test": evaluation.queries, "gallery": evaluation.gallery}[name]
+    if split is None:
+        fault = f"the data set {config.data.dataset!r} has no gallery: its test images search each other"
+        raise UserError(f"{fault}. Use --split test.")
+    return split
+
+
+def _describe_scoring(options: argparse.Namespace, config: TrainConfig, *, with_gallery: bool) -> str:
+    """Says how to score the file that was written in the same way as the run is scored."""
+    command = _scoring_command(options.output, config)
+    if not with_gallery or options.split == "train":
+        return f"to score them as the run does: {command}"
+    if options.split == "gallery":
+        return f"to search it with the queries of --split test, score them with --gallery {_quoted(options.output)}"
+    gallery = options.output.with_stem(f"{options.output.stem}-gallery")
+    embed = f"python -m proxynca_jax.embed --run {_quoted(options.run)} --checkpoint {options.checkpoint}"
+    return (
+        f"to score them as the run does, embed the gallery: {embed} --split gallery --output {_quoted(gallery)}\n"
+        f"and then: {command} --gallery {_quoted(gallery)}"
+    )
+
+
+def _quoted(path: pathlib.Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _find_images(folder: pathlib.Path) -> Split:
-    """Lists the images in a folder and in all folders below it, but not those whose name starts with a dot."""
+    """Lists the images in a folder and in all folders below it. Names that start with a dot are skipped."""
     if not folder.is_dir():
         raise UserError(f"--images is {str(folder)!r}, which is not a folder.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -117,7 +155,7 @@ def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:
     nmi += f"--kmeans_restarts {evaluation.kmeans_restarts} --seed {config.seed}"
     recall_at = " ".join(map(str, evaluation.recall_at))
     settings = f"--recall_at {recall_at} {nmi if evaluation.nmi else '--no-nmi'}"
-    return f"python -m proxynca_jax.evaluate --embeddings {shlex.quote(str(output))} {settings}"
+    return f"python -m proxynca_jax.evaluate --embeddings {_quoted(output)} {settings}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 A run is scored on its evaluation classes. The network, the images, the settings and the seeds are those of training,
 and so are the numbers. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`),
-with labels that are integers or strings. Every image looks for the others of its class, or for those of the gallery.
+with labels that are integers or strings. Each image searches the other images or, if there is a gallery, the gallery.
+NMI clusters the queries alone.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, integer
@@ -49,8 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
             kind = options.checkpoint or "best"
             network, config, step = load_network(options.run, kind, graphs=not options.no_graphs)
             precision = computed_in(config.model.compute_dtype)
-            _, split = load_splits(config.data)
-            embeddings, labels, gallery = embed(network, split, config), split.labels, None
+            splits = load_dataset(config.data).evaluation.splits()
+            (embeddings, labels), *others = [(embed(network, split, config), split.labels) for split in splits]
+            gallery = others[0] if others else None
             title = f"{options.run}  {kind} checkpoint, step {step}"
         else:
             config = TrainConfig()

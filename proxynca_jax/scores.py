@@ -25,7 +25,7 @@ def score(
         embeddings: one finite vector an image.
         labels: class of each image.
         config: which scores; its seed is that of k-means.
-        gallery: vectors and labels of the images to find, by default the same images. NMI does without.
+        gallery: vectors and labels of the images to search; None: the queries themselves. NMI is of the queries alone.
         distance: one of `vectors.DISTANCES`. NMI's k-means takes the Euclidean one of the vectors as they are.
 
     Raises:

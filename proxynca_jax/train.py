@@ -13,42 +13,44 @@ import datetime
 import functools
 import math
 import pathlib
-import re
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
-from ml_collections import config_flags
+import numpy as np
 
 from proxynca_jax import steps
 from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
-from proxynca_jax.config import TrainConfig, flatten
-from proxynca_jax.data.cache import cached, cached_crops
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.config import TrainConfig
+from proxynca_jax.data.cache import cached, cached_crops, require_cache
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
-from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, steps_per_epoch, training_batches
+from proxynca_jax.data.order import steps_per_epoch
+from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
-from proxynca_jax.data.split import Split, divide, random_classes
+from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
 from proxynca_jax.embedder import TrainedNetwork, embed
-from proxynca_jax.errors import UserError, look_up, nearest
+from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
-from proxynca_jax.machine.arguments import NO_GRAPHS
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
+from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import Variables
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import MetricLog, Record
 from proxynca_jax.scores import describe_scores, score
 from proxynca_jax.sharding import Layout
+from proxynca_jax.training_options import parse
 from proxynca_jax.weights import load_pretrained
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
@@ -65,16 +67,16 @@ class Job(NamedTuple):
     config: TrainConfig
     log: MetricLog
     train_split: Split
-    eval_split: Split  # scored after each epoch
-    test_split: Split  # scored once, at the end, if it is not the one above
+    evaluation: Evaluation  # scored after each epoch
+    test: Evaluation  # scored once, at the end, if it is not the one above
     epoch_steps: int
     layout: Layout
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
     resident: ResidentImages | None = None  # the training images, where they are placed on the device
-    eval_source: Source[DeviceBatch] | None = None  # the evaluation images, decoded once
+    sources: Sequence[Source[DeviceBatch]] = ()  # the images of `evaluation.splits()`, decoded once
 
-    def evaluations(self) -> list[Record]:
+    def evaluation_records(self) -> list[Record]:
         """The records of the evaluations before training and after each epoch."""
         name = EVALUATED_SPLIT[self.config.evaluation.protocol]
         return [record for record in self.log.records() if record["split"] == name]
@@ -85,7 +87,7 @@ class Job(NamedTuple):
 
     def best(self) -> Record:
         """The best of the evaluations, the earliest of equals."""
-        return max(self.evaluations(), key=lambda record: record[self.config.checkpoint.best_metric])
+        return max(self.evaluation_records(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
 def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> None:
@@ -115,7 +117,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
 
         # Loop
         try:
-            if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluations()):
+            if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluation_records()):
                 _finish_epoch(job, state, step, {}, checkpoints, check)
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
@@ -157,12 +159,14 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
     look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
-    train_split, test_split = load_splits(config.data)
-    eval_split = test_split
+    require_cache(config.data)
+    dataset = load_dataset(config.data)
+    train_split, evaluation = dataset.train, dataset.evaluation
     if config.evaluation.protocol == "validation":
         held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
-        train_split, eval_split = divide(train_split, held_out)
-    epoch_steps = steps_per_epoch(train_split, config.optim.batch_size)
+        train_split, validation_split = divide(train_split, held_out)
+        evaluation = Evaluation(validation_split)
+    epoch_steps = steps_per_epoch(len(train_split.labels), config.optim.batch_size)
 
     # Devices
     classes = len(train_split.class_names)
@@ -191,12 +195,13 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     # Folder
     open_run(run, config)
     log = MetricLog(run, writes=processes.is_first())
-    log.line(_describe(config, run, train_split, eval_split))
+    log.line(_describe(config, run, train_split, evaluation))
     if start:
         log.line(start)
     if (named := config.model.compute_dtype) != (precision := computed_in(named)):
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
-    return Job(config, log, train_split, eval_split, test_split, epoch_steps, layout, train_step, embed_step), state
+    test = dataset.evaluation
+    return Job(config, log, train_split, evaluation, test, epoch_steps, layout, train_step, embed_step), state
 
 
 def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
@@ -230,16 +235,17 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
         # Many processes have to check equally often, and all but the first find the cache made.
         options = {"check": check} if jax.process_count() == 1 else {}
         train_split = cached(job.train_split, data, max_side=data.max_side, **options)
-        job = job._replace(train_split=train_split, eval_split=cached_crops(job.eval_split, data, **options))
+        crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
+        job = job._replace(train_split=train_split, evaluation=Evaluation(*crops_of))
         if processes.is_first():
             processes.wait_for_all("the cache")
     if data.placement == "device":
         resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
         job = job._replace(resident=resident)
-    place, line = choose_place(job.eval_split, job.config)
+    place, line = choose_place(job.evaluation, job.config)
     job.log.line(line)
-    return job._replace(eval_source=evaluation_source(job.eval_split, job.config, place))
+    return job._replace(sources=[evaluation_source(split, job.config, place) for split in job.evaluation.splits()])
 
 
 @contextlib.contextmanager
@@ -274,9 +280,7 @@ def _finish_epoch(
     """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
     start = time.perf_counter()
     with CompileClock() as compiling:  # metrics compile when they are first used
-        network = TrainedNetwork(job.embed_step, state.network())
-        embeddings = embed(network, job.eval_split, job.config, check, job.eval_source)
-        scores = score(embeddings, job.eval_split.labels, job.config)
+        scores = _score(job, job.evaluation, state.network(), check, job.sources)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
@@ -290,13 +294,37 @@ def _finish_epoch(
     checkpoints.save("latest", step, state)
 
 
+def _score(
+    job: Job,
+    evaluation: Evaluation,
+    variables: Variables,
+    check: Callable[[], None],
+    sources: Sequence[Source[DeviceBatch]] = (),
+) -> Record:
+    """Embeds the queries and, if there is one, the gallery, and scores them.
+
+    Args:
+        job: The run.
+        evaluation: The images.
+        variables: The network's arrays.
+        check: Called before each batch; raises to stop.
+        sources: The batches of `evaluation.splits()`; without them, the images are decoded for this call.
+    """
+    network = TrainedNetwork(job.embed_step, variables)
+
+    def embedded(split: Split, source: Source[DeviceBatch] | None) -> LabelledVectors:
+        return embed(network, split, job.config, check, source), split.labels
+
+    queries, *gallery = map(embedded, evaluation.splits(), sources or (None, None))
+    return score(*queries, job.config, gallery=gallery[0] if gallery else None)
+
+
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best state, once, on the test classes; `state` gives the shapes."""
     best = job.best()
-    network = TrainedNetwork(job.embed_step, checkpoints.restore_network("best", state.network()))
-    embeddings = embed(network, job.test_split, job.config, check)
+    variables = checkpoints.restore_network("best", state.network())
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
-    record = processes.record_of_first(record | score(embeddings, job.test_split.labels, job.config))
+    record = processes.record_of_first(record | _score(job, job.test, variables, check))
     job.log.record(record)
     job.log.line(f"test classes, at that epoch  {describe_scores(record)}")
 
@@ -317,14 +345,17 @@ def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
     return value
 
 
-def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, eval_split: Split) -> str:
+def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evaluation: Evaluation) -> str:
     device = jax.devices()[0]
-    sides = (
-        f"{side} {len(split.labels):,} images of {len(split.class_names):,} classes"
-        for side, split in (("training", train_split), ("evaluation", eval_split))
+    named = {"training": train_split, "evaluation": evaluation.queries}
+    if evaluation.gallery is not None:
+        named = {"training": train_split, "queries": evaluation.queries, "gallery": evaluation.gallery}
+    parts = (
+        f"{name} {len(split.labels):,} images of {len(np.unique(split.labels)):,} classes"
+        for name, split in named.items()
     )
     devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
-    return f"{run}: {config.data.dataset}, {', '.join(sides)}; {devices}"
+    return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"
 
 
 def _describe_epoch(record: Record) -> str:
@@ -337,49 +368,23 @@ def _describe_epoch(record: Record) -> str:
     return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or the config.py of an earlier run.")
-_RUN = flags.DEFINE_string("run", None, "The run's folder. By default a new one: runs/<data set>-<date>-<time>.")
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command.
 
-_NO_GRAPHS = flags.DEFINE_bool("no_graphs", False, NO_GRAPHS)
-
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of many processes that train together.")
-_COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "With --distributed outside Slurm and Kubernetes: host:port of the first process."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Likewise: how many processes there are.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Likewise: which of them this one is, from 0.", lower_bound=0)
-
-
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """Reads the command line, with errors that a user can act on."""
-    valid = flatten(TrainConfig())
-    for argument in arguments:
-        if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
-            raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
-    try:
-        rest = flags.FLAGS(arguments)
-    except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error  # above it, the traceback of a config file
-    except (OSError, ImportError, SyntaxError, NameError, AttributeError) as error:
-        raise UserError(f"--config cannot be read: {error}") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not an option; options start with --, as in --config configs/glyphs.py.")
-    if not isinstance(_CONFIG.value, TrainConfig):
-        raise UserError("--config needs a file whose get_config() gives a TrainConfig: --config configs/glyphs.py.")
-    return rest
-
-
-def main(_arguments: list[str]) -> None:
-    config = _CONFIG.value
-    if _DISTRIBUTED.value:
-        if not _RUN.value:
-            raise UserError("--distributed needs --run, a folder that all processes share.")
-        processes.start(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    train(config, pathlib.Path(_RUN.value or default), graphs=not _NO_GRAPHS.value)
+    Args:
+        arguments: of the command line; by default the program's own.
+    """
+    with exit_on_user_error():
+        options = parse(sys.argv[1:] if arguments is None else arguments, about=str(__doc__))
+        config: TrainConfig = options.config
+        if options.distributed:
+            if not options.run:
+                raise UserError("--distributed needs --run, a folder that all processes share.")
+            processes.start(options.coordinator_address, options.num_processes, options.process_id)
+        default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        train(config, pathlib.Path(options.run or default), graphs=not options.no_graphs)
 
 
 if __name__ == "__main__":
     prepare_process()
-    with exit_on_user_error():
-        app.run(main, flags_parser=_parse_flags)
+    main()

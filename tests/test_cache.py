@@ -11,7 +11,7 @@ import trees
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data import cache
 from proxynca_jax.data.cache import cached, cached_crops
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.pipeline import evaluation_batches, training_batches
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import decode
@@ -35,7 +35,7 @@ def config(root, tmp_path) -> DataConfig:
 
 @pytest.fixture
 def split(config) -> Split:
-    return load_splits(config)[0]
+    return load_dataset(config).train
 
 
 def files(config: DataConfig) -> list[str]:
@@ -67,7 +67,7 @@ def test_training_is_the_same_to_the_last_bit(split, config, max_side, monkeypat
 
 
 def test_other_images_and_another_side_have_files_of_their_own(split, config):
-    evaluation = load_splits(config)[1]
+    evaluation = load_dataset(config).evaluation.queries
     for images, max_side in (split, 0), (split, SIDE), (evaluation, 0), (split, 0):
         found = cached(images, config, max_side=max_side).images
         assert len(found) == len(images.labels)
@@ -122,7 +122,7 @@ def test_a_file_of_other_images_under_its_name_is_the_users_error(split, config)
     path = cached(split, config, max_side=0).images.path
     fewer = dataclasses.replace(split, names=split.names[:1], labels=split.labels[:1])
     cached(fewer, config, max_side=0).images.path.replace(path)
-    with pytest.raises(UserError, match=r"it holds 1 images, required are 10"):
+    with pytest.raises(UserError, match=r"it contains 1 images, required are 10"):
         cached(split, config, max_side=0)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import trees
 
-from proxynca_jax.data.split import PUBLISHED_COUNTS
+from proxynca_jax.data.datasets import DATASETS
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -30,6 +30,7 @@ MISTAKES = {
     "a typo in an option": (["--config.optim.learning_rat=1"], ["'optim.learning_rat'", "'optim.learning_rate'"]),
     "no such directory": (["--config.data.root=/nowhere"], ["/nowhere", "not a directory", "CUB_200_2011"]),
     "no directory": ([], ["data.root is empty", "--config.data.root="]),
+    "no such data set": (["--config.data.dataset=carz"], ["'carz'", "did you mean 'cars'?", "glyphs"]),
     "a size that does not close": (["--config.data.root=/", "--config.data.image_size=48"], ["48", "38 or 63", "227"]),
     "a wrong type": (["--config.optim.epochs=many"], ["optim.epochs", "many"]),
     "a stray word": (["cars"], ["'cars'", "--"]),
@@ -79,7 +80,10 @@ def test_the_whole_network_trains_on_every_layout(dataset, tmp_path):
     result = run(*command)
     assert result.returncode == 0, result.stderr
     assert "starting from random weights" in result.stdout
-    assert f"{PUBLISHED_COUNTS[dataset][0]:,}" in result.stderr  # the warning that the tree is a small one
+    assert (
+        f"warning: {dataset}: found 40 training and 40 evaluation images, but {DATASETS[dataset].published}"
+        in (result.stderr.splitlines()[0])
+    )
     last = result.stdout.splitlines()[-2]
     again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest")
     assert again.returncode == 0, again.stderr

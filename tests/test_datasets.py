@@ -1,5 +1,6 @@
 """Splits from every layout on disk, and what each broken one says."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import scipy.io
 import trees
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data import datasets
-from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.split import PUBLISHED_COUNTS, Split
+from proxynca_jax.data.datasets import DATASETS, DataSetSource, load_dataset
+from proxynca_jax.data.datasets.class_folders import read_class_folders
+from proxynca_jax.data.datasets.published import Counts
+from proxynca_jax.data.image_files import IMAGE_SUFFIXES
+from proxynca_jax.data.split import DataSet, Evaluation, Split
 from proxynca_jax.errors import UserError
 
 CLASSES, IMAGES_PER_CLASS = 6, 3
@@ -38,7 +41,10 @@ LAYOUTS = {
 
 
 def load(dataset: str, root: Path, **fields) -> tuple[Split, Split]:
-    return load_splits(DataConfig(dataset=dataset, root=str(root), **fields))
+    """The training images and the queries of a data set without a gallery."""
+    found = load_dataset(DataConfig(dataset=dataset, root=str(root), **fields))
+    assert found.evaluation.gallery is None
+    return found.train, found.evaluation.queries
 
 
 def check_halves(train: Split, evaluation: Split) -> None:
@@ -57,8 +63,8 @@ def check_halves(train: Split, evaluation: Split) -> None:
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the drawn trees' counts the published ones, so that any warning fails the test."""
     half = CLASSES // 2 * IMAGES_PER_CLASS
-    for dataset in ("cub", "cars", "sop"):
-        monkeypatch.setitem(PUBLISHED_COUNTS, dataset, (half, half))
+    for name in ("cub", "cars", "sop"):
+        monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], published=Counts(half, half)))
 
 
 @pytest.mark.usefixtures("published")
@@ -103,10 +109,12 @@ def test_what_is_no_image_or_hidden_is_skipped(tmp_path: Path):
     check_halves(*load("cub", tmp_path))
 
 
-@pytest.mark.parametrize(("dataset", "published"), [("cub", "5,864 and 5,924"), ("sop", "59,551 and 60,502")])
-def test_counts_that_differ_from_the_published_ones_are_warned_of(tmp_path: Path, dataset: str, published: str):
+@pytest.mark.parametrize(("dataset", "published"), [("cub", ("5,864", "5,924")), ("sop", ("59,551", "60,502"))])
+def test_counts_that_differ_from_the_published_ones_are_warned_of(tmp_path: Path, dataset: str, published):
     LAYOUTS[dataset][1](tmp_path, classes=4)
-    with pytest.warns(UserWarning, match=f"found 6 training and 6 evaluation images, published are {published}"):
+    train, evaluation = published
+    told = f"found 6 training and 6 evaluation images, but {train} training and {evaluation} evaluation images are"
+    with pytest.warns(UserWarning, match=told):
         load(dataset, tmp_path)
 
 
@@ -152,7 +160,7 @@ def test_folder_evaluation_classes_are_listed_in_a_file(tmp_path: Path):
         load("folder", tmp_path / "images", eval_classes_file=str(tmp_path / "absent.txt"))
 
 
-@pytest.mark.parametrize("suffix", sorted(datasets.IMAGE_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_folder_takes_every_image_suffix(tmp_path: Path, suffix: str):
     trees.draw_folder(tmp_path, classes=4, images_per_class=1)
     trees.write(tmp_path / f"class_00/more{suffix.upper()}", b"")
@@ -167,28 +175,28 @@ def test_unknown_data_set_names_the_nearest():
 
 @pytest.mark.parametrize("dataset", ["cub", "cars", "sop", "folder", "tfds"])
 def test_missing_root_says_what_belongs_there(tmp_path: Path, dataset: str):
-    with pytest.raises(UserError, match=r"data\.root is empty") as empty:
-        load_splits(DataConfig(dataset=dataset))
+    with pytest.raises(UserError, match=rf"data\.root is empty.*--config\.data\.root=/path/to/{dataset}") as empty:
+        load_dataset(DataConfig(dataset=dataset))
     with pytest.raises(UserError, match="absent', which is not a directory") as absent:
         load(dataset, tmp_path / "absent")
     for error in empty, absent:
-        assert datasets.LAYOUTS[dataset] in str(error.value)
+        assert DATASETS[dataset].layout in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("cub", "images holds no class folders"),
-        ("cars", "holds neither car_ims/ nor cars_train/"),
+        ("cub", "images contains no class folders"),
+        ("cars", "contains neither car_ims/ nor cars_train/"),
         ("sop", "Ebay_train.txt is missing"),
-        ("folder", "holds no class folders"),
-        ("tfds", r"hold no dataset_info\.json"),
+        ("folder", "contains no class folders"),
+        ("tfds", r"contain no dataset_info\.json"),
     ],
 )
 def test_empty_root_says_what_belongs_there(tmp_path: Path, dataset: str, message: str):
     with pytest.raises(UserError, match=message) as error:
         load(dataset, tmp_path)
-    assert datasets.LAYOUTS[dataset] in str(error.value)
+    assert DATASETS[dataset].layout in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +274,35 @@ def test_each_side_needs_two_classes(tmp_path: Path, fraction: float, message: s
 
 
 def test_glyphs_need_no_root_and_are_divided_by_fraction():
-    train, evaluation = load_splits(DataConfig(dataset="glyphs", eval_fraction=0.25))
+    train, evaluation = load("glyphs", Path(), eval_fraction=0.25)
     assert len(train.class_names) == pytest.approx(3 * len(evaluation.class_names), abs=3)
     assert not {*train.class_names} & {*evaluation.class_names}
+
+
+def read_shop(root: Path, _: DataConfig) -> DataSet:
+    """Queries and gallery in folders of their own; the gallery has a class more than the queries."""
+    whole = read_class_folders(root / "gallery", "shop")
+    queries = read_class_folders(root / "queries", "shop")
+    same_classes = dataclasses.replace(queries, class_names=whole.class_names)
+    return DataSet(read_class_folders(root / "train", "shop"), Evaluation(same_classes, whole))
+
+
+def test_a_data_set_with_a_gallery_is_one_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for folder, classes in ("train", 2), ("queries", 2), ("gallery", 3):
+        trees.draw_folder(tmp_path / "shop" / folder, classes)
+    row = DataSetSource(read_shop, "A shop.", archive_folder="shop", published=Counts(6, 6, gallery=10))
+    monkeypatch.setitem(DATASETS, "shop", row)
+    with pytest.warns(UserWarning, match="found 6 training, 6 query and 9 gallery images, but .* 10 gallery images"):
+        dataset = load_dataset(DataConfig(dataset="shop", root=str(tmp_path)))
+    queries, gallery = dataset.evaluation.splits()
+    assert queries.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert gallery.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    with pytest.raises(UserError, match=r"'shop' needs its directory.*A shop\."):
+        load_dataset(DataConfig(dataset="shop"))
+
+
+def test_queries_and_gallery_number_the_same_classes(tmp_path: Path):
+    trees.draw_folder(tmp_path / "queries", classes=2)
+    trees.draw_folder(tmp_path / "gallery", classes=3)
+    with pytest.raises(ValueError, match="different class_names"):
+        Evaluation(*(read_class_folders(tmp_path / name, "") for name in ("queries", "gallery")))

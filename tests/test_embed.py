@@ -130,6 +130,11 @@ def test_an_output_without_a_place_is_refused_before_the_work(tmp_path):
             embed.main(["--run", "no run", "--split", "test", "--output", str(tmp_path / output)])
 
 
+def test_a_data_set_without_a_gallery_says_so(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"'folder' has no gallery: its test images search each other\. Use --split"):
+        embed.main(["--run", str(run), "--split", "gallery", "--output", str(tmp_path / "out.npz")])
+
+
 def test_folders_that_hold_no_images(run, tmp_path):
     for folder, told in (
         (tmp_path, r"holds no images, that is files ending in \.bmp"),

@@ -85,7 +85,7 @@ def test_queries_look_into_a_gallery(distance, found, tmp_path, capsys):
     scores, output = card(capsys, *options)
     assert scores == {"R@1": found, "R@3": 100, "MAP@R": found, "R-precision": found, "NMI": 100}
     assert "3 others, of 2 classes" in output
-    assert "1 of the images" in output
+    assert "1 of the queries" in output
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float16()), pa.list_(pa.int8(), 2)], ids=str)

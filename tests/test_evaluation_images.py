@@ -17,10 +17,10 @@ from proxynca_jax import steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from proxynca_jax.data import evaluation_images
 from proxynca_jax.data.cache import cached_crops
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE, choose_place, evaluation_source
 from proxynca_jax.data.pipeline import evaluation_batches
-from proxynca_jax.data.split import Split
+from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.embedder import TrainedNetwork, embed
 from proxynca_jax.errors import UserError
 from proxynca_jax.models import BACKBONES
@@ -48,7 +48,7 @@ def draw(root: pathlib.Path) -> tuple[Split, TrainConfig]:
     trees.draw_folder(root, classes=4, images_per_class=IMAGES // 2)
     data = DataConfig(dataset="folder", root=str(root), resize_size=40, image_size=SIZE, threads=2)
     config = TrainConfig(data=data, evaluation=EvaluationConfig(batch_size=BATCH))
-    return load_splits(data)[1], config
+    return load_dataset(data).evaluation.queries, config
 
 
 def passes(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -148,7 +148,7 @@ def test_images_are_kept_where_there_is_room(tmp_path, monkeypatch, device, host
     config.data.cache = cache
     monkeypatch.setattr(evaluation_images, "free_on_device", lambda: device)
     monkeypatch.setattr(evaluation_images, "free_on_host", lambda: host)
-    found, line = choose_place(split, config)
+    found, line = choose_place(Evaluation(split), config)
     words = {
         DEVICE: "kept in device memory",
         HOST: "kept in host memory",
@@ -166,4 +166,4 @@ def test_devices_divide_the_images_among_them(tmp_path, monkeypatch):
     for devices, place in (2, NOWHERE), (4, DEVICE):
         layout = Layout(Mesh(np.array(jax.devices() * devices), (AXIS,)))
         monkeypatch.setattr(evaluation_images, "Layout", lambda layout=layout: layout)
-        assert choose_place(split, config)[0] == place
+        assert choose_place(Evaluation(split), config)[0] == place

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import glyphs, load_splits
+from proxynca_jax.data.datasets import glyphs, load_dataset
 from proxynca_jax.data.split import Split
 from proxynca_jax.metrics.retrieval import ranks, recall_at_k
 
 
 @pytest.fixture(scope="module")
 def splits() -> tuple[Split, Split]:
-    return load_splits(DataConfig(dataset="glyphs"))
+    dataset = load_dataset(DataConfig(dataset="glyphs"))
+    return dataset.train, dataset.evaluation.queries
 
 
 def test_a_class_is_a_character_and_an_instance_is_a_typeface(splits):
@@ -38,7 +39,7 @@ def test_the_same_images_on_every_machine(splits):
 
 def test_fraction_and_seed_choose_the_evaluation_characters():
     def evaluated(**options) -> tuple[str, ...]:
-        return load_splits(DataConfig(dataset="glyphs", **options))[1].class_names
+        return load_dataset(DataConfig(dataset="glyphs", **options)).evaluation.queries.class_names
 
     few = evaluated(eval_fraction=0.02)
     assert len(few) == 10

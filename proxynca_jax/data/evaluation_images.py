@@ -1,51 +1,52 @@
-"""Evaluation batches on the device, decoded in a run's first evaluation and kept for the later ones.
+"""Evaluation batches: decoded in a run's first evaluation, kept in memory for the later ones.
 
-They are kept as the bytes that the network embeds, so that every evaluation has the same result to the last bit.
+The kept bytes are those that the network embeds, so every evaluation has the same result to the last bit.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import jax
 
 from proxynca_jax.config import TrainConfig
+from proxynca_jax.data.order import padded
 from proxynca_jax.data.pipeline import Batch, evaluation_batches, prefetch_to_device
-from proxynca_jax.data.split import Split
+from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.free_memory import free_on_device, free_on_host
 from proxynca_jax.sharding import Layout
 
 T = TypeVar("T")
-Source = Callable[[], Generator[T, None, None]]  # each call starts a new pass over the same items
+Source = Callable[[], Generator[T, None, None]]  # each call starts another pass over the same items
 DeviceBatch = dict[str, jax.Array]
 
-DEVICE, HOST, CACHE, NOWHERE = "device", "host", "cache", "nowhere"  # places to keep batches in
-# Shares of the free memory that kept batches may take. When they are chosen, training has not allocated anything yet.
+DEVICE, HOST, CACHE, NOWHERE = "device", "host", "cache", "nowhere"  # where batches are kept
+# Fractions of the free memory that kept batches may take. Training allocates its memory after this choice.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.5
 
 
-def choose_place(split: Split, config: TrainConfig) -> tuple[str, str]:
-    """Chooses where to keep the batches of `evaluation_source`, by what is free now.
+def choose_place(evaluation: Evaluation, config: TrainConfig) -> tuple[str, str]:
+    """Chooses where to keep the batches of `evaluation_source`, by the memory that is free now.
 
     Args:
-        split: the images to embed.
-        config: their size, the batch size and `data.cache`.
+        evaluation: The images to embed. Queries and gallery are kept in the same place.
+        config: The size of the crops, the batch size and `data.cache`.
 
     Returns:
-        `DEVICE`, `HOST`, `CACHE` or `NOWHERE`, the first that has room, and a line for the log that says so. `CACHE`
-        is the folder of `cache.cached_crops`, which then serves every evaluation.
+        The first of `DEVICE`, `HOST`, `CACHE` and `NOWHERE` that has room, and a line for the log. `CACHE` is the
+        folder of `cache.cached_crops`, which every evaluation then reads.
     """
     layout = Layout()
     batch_size = layout.round_up(config.evaluation.batch_size)
-    needed = math.ceil(len(split.labels) / batch_size) * batch_size * config.data.image_size**2 * 3
+    images = sum(padded(len(split.labels), batch_size) for split in evaluation.splits())
+    needed = images * config.data.image_size**2 * 3
     size, from_then_on = f"{needed / 1e9:.2f} GB", "from the first evaluation on"
     device, host = free_on_device(), free_on_host()
     if device is not None and needed / layout.mesh.size <= DEVICE_SHARE * device:
         return DEVICE, f"evaluation images are kept in device memory {from_then_on}: {size}"
-    # Each process keeps its share only. But they may all be on this host, so it needs room for all shares.
+    # Each process keeps only its share. All processes may be on this host, so it needs room for all shares.
     if needed <= HOST_SHARE * host:
         return HOST, f"evaluation images are kept in host memory {from_then_on}: {size}"
     free = f"{size}, too much for the {host / 1e9:.2f} GB of host memory that are free"
@@ -55,19 +56,19 @@ def choose_place(split: Split, config: TrainConfig) -> tuple[str, str]:
 
 
 def evaluation_source(split: Split, config: TrainConfig, place: str = NOWHERE) -> Source[DeviceBatch]:
-    """The batches of `pipeline.evaluation_batches` on all devices, as often as they are asked for.
+    """Makes a source of the batches of `pipeline.evaluation_batches`, sharded over all devices.
 
     Args:
-        split: the images to embed.
-        config: their pixels and the batch size, which is rounded up to what the devices divide evenly.
-        place: where the first complete pass keeps them, as `choose_place` returns it. Passes decode the images, or
-            read them from the cache, until one is complete.
+        split: The images to embed.
+        config: How they become pixels, and the batch size, which is rounded up to a multiple of the number of devices.
+        place: Where the first complete pass keeps the batches, from `choose_place`. Until a pass is complete, each
+            pass decodes the images or reads them from the cache.
 
     Returns:
-        A function that starts a pass. Many processes each load and keep their share, and receive whole batches.
+        A function that starts a pass. With many processes, each loads and keeps its share and receives whole batches.
 
     Raises:
-        UserError: in a pass: if an image cannot be decoded.
+        UserError: During a pass, if an image cannot be decoded.
     """
     layout = Layout()
 
@@ -84,7 +85,7 @@ def evaluation_source(split: Split, config: TrainConfig, place: str = NOWHERE) -
 
 
 def _remembered(source: Source[T]) -> Source[T]:
-    """The same items in each pass, from `source` until a pass was complete and from memory afterwards."""
+    """Keeps the items of the first complete pass in memory, and yields them in all later passes."""
     kept: list[T] | None = None
 
     def items() -> Generator[T, None, None]:

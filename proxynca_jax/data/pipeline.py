@@ -1,7 +1,7 @@
-"""Splits to batches: a shuffled, augmented stream for training, padded batches in order for evaluation.
+"""Loads batches with threads: shuffled, augmented batches for training and padded batches in order for evaluation.
 
-Images are decoded by threads of this process: the decoders release the interpreter's lock while they work, and nothing
-has to be copied between processes.
+The threads belong to this process. Decoders release the interpreter's lock while they work, and nothing has to be
+copied between processes. `order` decides which image comes when.
 """
 
 import collections
@@ -18,30 +18,14 @@ import numpy as np
 from jaxtyping import Int
 
 from proxynca_jax.config import DataConfig
+from proxynca_jax.data.order import WHOLE, padded, place_in_epoch, share_of_rows, shuffled_epoch
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels, decode, draw_crop, eval_transform, shrink, train_transform
-from proxynca_jax.errors import UserError
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
-NO_LABEL = -1  # of the rows that only fill up a batch
-ALL = (0, 1)  # the share of a process that loads every row
-PART = 4  # images, at most, that a thread loads before it hands them over, which costs as much for one
-
-
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """How many whole batches a split holds.
-
-    Raises:
-        UserError: None, so that there would be nothing to train on.
-    """
-    images = len(split.labels)
-    if images < batch_size:
-        raise UserError(
-            f"{images} training images do not fill one batch of {batch_size}, and only whole batches are trained on. "
-            f"Set optim.batch_size to {images} or less, or train on more images."
-        )
-    return images // batch_size
+NO_LABEL = -1  # the label of padding rows
+PART = 4  # images per hand-over from a loading thread; handing over four costs no more than one
 
 
 def training_batches(
@@ -52,34 +36,36 @@ def training_batches(
     seed: int,
     epoch: int,
     start_step: int = 0,
-    share: tuple[int, int] = ALL,
+    share: tuple[int, int] = WHOLE,
 ) -> Generator[Batch, None, None]:
-    """One epoch of training, in an order and with crops of its own.
+    """Loads one epoch of training batches. Each epoch has its own order and its own crops.
 
-    The batches depend on `seed`, `epoch` and their step alone: not on `config.threads`, nor on `start_step`.
+    A batch depends on `seed`, `epoch` and its step. It does not depend on `config.threads` or `start_step`.
 
     Args:
         split: The training images.
-        config: How they become pixels, and with how many threads.
-        batch_size: B, images per batch; what is left over at the end is dropped.
-        seed: Of the run, at least 0.
+        config: How images become pixels, and the number of threads.
+        batch_size: B, images per batch; a last partial batch is dropped.
+        seed: The run's seed, at least 0.
         epoch: At least 0.
-        start_step: The first step to yield; the images before it are not decoded.
-        share: This process's number, from 0, and that of all processes, which divides `batch_size`. It loads as large a
-            part of every batch's rows, and no other images.
+        start_step: The first step to yield; images of earlier steps are not decoded.
+        share: This process's number, from 0, and the number of processes, which divides `batch_size`. Each process
+            loads its share of the rows of every batch and no other images.
 
     Returns:
-        Batches of `image` uint8 RGB (B, H, W, 3) and `label` int32 (B,). Close it to stop early.
+        Batches of `image` uint8 RGB (B, H, W, 3) and `label` int32 (B,). Close the generator to stop early.
 
     Raises:
-        UserError: There are fewer images than `batch_size`; while iterating: an image cannot be decoded.
+        UserError: If there are fewer images than `batch_size`; while iterating, if an image cannot be decoded.
     """
 
     def load(index: int, rng: np.random.Generator) -> Example:
         image = shrink(decode(split.images[index], split.names[index]), config.max_side)
         return {"image": train_transform(image, config, rng), "label": split.labels[index]}
 
-    return _epoch(load, split, config, batch_size, seed, epoch, start_step, share)
+    images = len(split.labels)
+    examples = shuffled_epoch(load, images=images, batch_size=batch_size, seed=seed, epoch=epoch, start_step=start_step)
+    return _batches(examples, batch_size, config, share)
 
 
 def crop_batches(
@@ -91,26 +77,26 @@ def crop_batches(
     seed: int,
     epoch: int,
     start_step: int = 0,
-    share: tuple[int, int] = ALL,
+    share: tuple[int, int] = WHOLE,
 ) -> Generator[Batch, None, None]:
-    """What `training_batches` gives for the same arguments, told instead of done: the same crops in the same order.
+    """Yields the same epoch as `training_batches`, as crop boxes instead of pixels.
 
     Args:
         split: The training images.
-        sizes: Height and width of each, in pixels, after `transforms.shrink`.
-        config: As there.
-        batch_size: As there.
-        seed: As there.
-        epoch: As there.
-        start_step: As there.
-        share: As there.
+        sizes: Height and width of each image in pixels, after `transforms.shrink`.
+        config: As for `training_batches`, like all arguments below.
+        batch_size: B.
+        seed: The run's seed.
+        epoch: At least 0.
+        start_step: The first step to yield.
+        share: Which rows to yield.
 
     Returns:
-        Batches of `row` int32 (B,), an image's place in the split, `box` int32 (B, 4), a `transforms.Box` in it,
-        `mirror` bool (B,) and `label` int32 (B,). Close it to stop early.
+        Batches of `row` int32 (B,), an image's index in the split, `box` int32 (B, 4), a `transforms.Box` in it,
+        `mirror` bool (B,) and `label` int32 (B,). Close the generator to stop early.
 
     Raises:
-        UserError: There are fewer images than `batch_size`.
+        UserError: If there are fewer images than `batch_size`.
     """
 
     def draw(index: int, rng: np.random.Generator) -> Example:
@@ -119,45 +105,28 @@ def crop_batches(
         row, label = np.int32(index), split.labels[index]
         return {"row": row, "box": np.array(box, np.int32), "mirror": np.bool_(mirror), "label": label}
 
-    return _epoch(draw, split, config, batch_size, seed, epoch, start_step, share)
-
-
-def _epoch(
-    load: Callable[[int, np.random.Generator], Example],
-    split: Split,
-    config: DataConfig,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    start_step: int,
-    share: tuple[int, int],
-) -> Generator[Batch, None, None]:
-    """Batches of what `load` makes of an image's index and a generator of its own, shuffled."""
-    stop = steps_per_epoch(split, batch_size) * batch_size
-    # Not seed + epoch, with which the next seed's run would replay this one's epochs.
-    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    # A slice keeps the positions that random_map seeds its generators by, so an epoch resumes with the same crops.
-    examples = grain.MapDataset.range(len(split.labels)).seed(epoch_seed).shuffle().random_map(load)
-    return _batches(examples[start_step * batch_size : stop], batch_size, config, share)
+    images = len(split.labels)
+    examples = shuffled_epoch(draw, images=images, batch_size=batch_size, seed=seed, epoch=epoch, start_step=start_step)
+    return _batches(examples, batch_size, config, share)
 
 
 def evaluation_batches(
-    split: Split, config: DataConfig, *, batch_size: int, share: tuple[int, int] = ALL
+    split: Split, config: DataConfig, *, batch_size: int, share: tuple[int, int] = WHOLE
 ) -> Generator[Batch, None, None]:
-    """All images in order, the last batch filled up so that every batch has the same shape.
+    """Loads all images in order. The last batch is padded, so every batch has the same shape.
 
     Args:
         split: The images to embed.
-        config: How they become pixels, and with how many threads.
+        config: How images become pixels, and the number of threads.
         batch_size: B, images per batch.
         share: As for `training_batches`.
 
     Returns:
-        Batches of `image` uint8 RGB (B, H, W, 3), `label` int32 (B,) and `mask` bool (B,). The mask is false for the
-        rows that fill up the last batch; their image is black and their label -1. Close it to stop early.
+        Batches of `image` uint8 RGB (B, H, W, 3), `label` int32 (B,) and `mask` bool (B,). In padding rows the mask is
+        false, the image is black and the label is NO_LABEL. Close the generator to stop early.
 
     Raises:
-        UserError: While iterating: an image cannot be decoded.
+        UserError: While iterating, if an image cannot be decoded.
     """
     images = len(split.labels)
     padding: Example = {
@@ -171,30 +140,29 @@ def evaluation_batches(
             return padding
         return {"image": _evaluation_crop(split, config, index), "label": split.labels[index], "mask": np.True_}
 
-    padded = -(-images // batch_size) * batch_size
-    return _batches(grain.MapDataset.range(padded).map(load), batch_size, config, share)
+    return _batches(grain.MapDataset.range(padded(images, batch_size)).map(load), batch_size, config, share)
 
 
 def whole_images(split: Split, config: DataConfig, *, max_side: int) -> Generator[Pixels, None, None]:
-    """All images in order, decoded and then shrunk to `max_side` pixels where they are larger; 0 shrinks none.
+    """Loads all images in order and shrinks them to a longer side of `max_side` pixels; 0 shrinks none.
 
     Raises:
-        UserError: While iterating: an image cannot be decoded.
+        UserError: While iterating, if an image cannot be decoded.
     """
 
     def load(index: int) -> Pixels:
         return shrink(decode(split.images[index], split.names[index]), max_side)
 
-    return _in_order(load, split, config)
+    return _one_by_one(load, split, config)
 
 
 def evaluation_crops(split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
-    """The images of `evaluation_batches` one by one, without padding.
+    """Loads the images of `evaluation_batches` one by one, without padding.
 
     Raises:
-        UserError: While iterating: an image cannot be decoded.
+        UserError: While iterating, if an image cannot be decoded.
     """
-    return _in_order(functools.partial(_evaluation_crop, split, config), split, config)
+    return _one_by_one(functools.partial(_evaluation_crop, split, config), split, config)
 
 
 def _evaluation_crop(split: Split, config: DataConfig, index: int) -> Pixels:
@@ -202,8 +170,8 @@ def _evaluation_crop(split: Split, config: DataConfig, index: int) -> Pixels:
     return image if split.cropped else eval_transform(image, config)
 
 
-def _in_order(load: Callable[[int], Pixels], split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
-    """What `load` makes of each image's index, with threads; closing it ends them."""
+def _one_by_one(load: Callable[[int], Pixels], split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
+    """Calls `load` for each index of a split, in threads. Closing the generator ends them."""
     threads = _threads(config)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     images = grain.MapDataset.range(len(split.labels)).map(load).to_iter_dataset(options)
@@ -218,24 +186,30 @@ def _threads(config: DataConfig) -> int:
 def _batches(
     examples: grain.MapDataset, batch_size: int, config: DataConfig, share: tuple[int, int]
 ) -> Generator[Batch, None, None]:
-    """Loads a share of each batch's examples with threads and stacks them, in order; closing it ends the threads."""
+    """Loads a share of each batch in threads and stacks it. Closing the generator ends the threads.
+
+    Args:
+        examples: The examples of all batches and all processes in order, each loaded when it is indexed.
+        batch_size: B, over all processes.
+        config: The number of threads.
+        share: Which rows to load.
+    """
     threads = _threads(config)
-    process, processes = share
-    rows = batch_size // processes
+    rows = share_of_rows(batch_size, share)
     part = math.gcd(rows, PART)
 
-    def load_part(place: int) -> list[Any]:
-        batch, row = divmod(place * part, rows)
-        start = batch * batch_size + process * rows + row
-        return [examples[start + number] for number in range(part)]
+    def load_part(number: int) -> list[Any]:
+        first = place_in_epoch(number * part, batch_size, share)
+        return [examples[first + offset] for offset in range(part)]
 
     def stack(parts: Sequence[list[Any]]) -> Batch:
         loaded = [example for part in parts for example in part]
         return {name: np.stack([example[name] for example in loaded]) for name in loaded[0]}
 
-    # Threads load parts of a batch, not batches: all of them work on the batch that is due next, so an epoch's first
-    # batch comes soon and its last ones keep every thread busy. Two batches wait ready beside the parts being loaded.
+    # Threads load parts of a batch, not batches. All of them work on the batch that is due next, so the first batch
+    # comes soon and the last ones keep every thread busy. The buffer holds two full batches and one part per thread.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * rows // part)
+    _, processes = share
     parts = grain.MapDataset.range(len(examples) // processes // part).map(load_part).to_iter_dataset(options)
     with contextlib.closing(iter(parts.batch(rows // part, batch_fn=stack))) as batches:
         yield from batches
@@ -244,13 +218,13 @@ def _batches(
 def prefetch_to_device(
     batches: Generator[Batch, None, None], size: int = 2, sharding: jax.sharding.Sharding | None = None
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Keeps the next `size` batches on the device, or on their way to it, while the caller works on the current one.
+    """Sends the next `size` batches to the device while the caller works on the current one.
 
     Args:
-        batches: Batches in the host's memory. Closed with this generator.
+        batches: Batches in host memory. They are closed with this generator.
         size: How many batches to send ahead; each takes device memory.
-        sharding: Where to, and how to spread them; JAX's default device if None. Many processes each give their share
-            of the rows, and receive whole batches.
+        sharding: The devices and how rows are sharded over them; None: JAX's default device. With many processes, each
+            passes its share of the rows, and all receive whole batches.
 
     Yields:
         The same batches in the same order, as device arrays.

@@ -1,6 +1,6 @@
-"""Training images that live in device memory, and their crops, made inside the training step.
+"""Keeps training images in device memory and crops them inside the training step.
 
-They are uploaded once. What the host sends for a batch afterwards is where to crop: a few bytes an image.
+The images are uploaded once. For each batch the host then sends only crop boxes, a few bytes per image.
 """
 
 import contextlib
@@ -23,34 +23,34 @@ from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.sharding import Layout
 
-UPLOAD_IMAGES = 32  # at a time
-IMAGES_SHARE = 0.75  # of the device's free memory that images may take; the rest is for the training step
+UPLOAD_IMAGES = 32  # per upload
+IMAGES_SHARE = 0.75  # fraction of the device's free memory for images; the rest is for the training step
 
 
 class ResidentImages(NamedTuple):
     """A split's images on the device."""
 
-    pixels: UInt8[Array, "images height width 3"]  # in the top left corner of each; black beyond
-    sizes: Int[np.ndarray, "images 2"]  # height and width of each, on the host
+    pixels: UInt8[Array, "images height width 3"]  # each image in the top left corner, padded with black
+    sizes: Int[np.ndarray, "images 2"]  # height and width of each image, on the host
 
 
 def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[], None] = never) -> ResidentImages:
-    """Puts all images of a split into the memory of each device.
+    """Copies all images of a split into the memory of each device.
 
     Args:
-        split: the images, each with a place as large as the largest.
-        config: their largest side and the threads to decode with.
-        layout: which devices.
-        check: called after each image; raises to stop.
+        split: The images. Each is padded to the height and width of the largest.
+        config: `max_side`, and the number of decoding threads.
+        layout: The devices.
+        check: Called after each image; raises to stop.
 
     Raises:
-        UserError: if they do not fit, before any is decoded; if one cannot be decoded.
+        UserError: If the images do not fit, before any is decoded, or if one cannot be decoded.
     """
     headers = (image_size(split.images[row], name) for row, name in enumerate(split.names))
     sizes = np.array([shrunk_size(*size, config.max_side) for size in headers])
     height, width = sizes.max(0).tolist()
     images = len(sizes)
-    places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # so that all uploads have one shape
+    places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # all uploads have the same shape
     _require_room(places, height, width, config)
 
     whole = layout.whole if layout.mesh.size > 1 else None
@@ -79,27 +79,27 @@ def _require_room(images: int, height: int, width: int, config: DataConfig) -> N
         device = jax.local_devices()[0].device_kind
         shrink = f"Set data.max_side to {side} or less, which shrinks larger images first, or" if side else "Set"
         raise UserError(
-            f"data.placement is 'device', and the training images, {images:,} places of {height} × {width} pixels, "
+            f"data.placement is 'device', and the training images, {images:,} slots of {height} × {width} pixels, "
             f"need {needed / 1e9:.2f} GB; {room / 1e9:.2f} GB of {device} are free for them. "
             f"{shrink} data.placement to 'host'. (data.max_side is {config.max_side}.)"
         )
 
 
 def _free_bytes() -> int:
-    """What the device has left of its memory; a CPU's is the host's."""
+    """Free memory of the device; a CPU has the host's memory."""
     free = free_on_device()
     return free_on_host() if free is None else free
 
 
 def crops(batch: dict[str, Array], *, size: int) -> UInt8[Array, "batch size size 3"]:
-    """Crops, resizes and mirrors as `transforms.train_transform` does. For use inside a compiled program.
+    """Crops, resizes and mirrors like `transforms.train_transform`, inside a compiled program.
 
-    Pillow rounds to 8 bits after resizing rows and again after columns, and so does this; its weights are float32,
-    Pillow's have 22 bits. Pixels differ where that tips a rounding: by 1, seldom.
+    Like Pillow, this rounds to 8 bits after resizing one axis and again after the other. Its weights are float32 and
+    Pillow's have 22 bits, so a few pixels round differently, by 1.
 
     Args:
-        batch: one of `pipeline.crop_batches`, and the `pixels` of `ResidentImages` with it.
-        size: of a crop, in pixels.
+        batch: A batch of `pipeline.crop_batches`, plus the `pixels` of `ResidentImages`.
+        size: Side of a crop, in pixels.
     """
     images, (top, left, height, width) = batch["pixels"][batch["row"]], batch["box"].T
     rows = _resize_weights(top, height, images.shape[1], size)
@@ -117,16 +117,16 @@ def _to_levels(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _resize_weights(
     start: Int[Array, " batch"], length: Int[Array, " batch"], inputs: int, outputs: int
 ) -> Float[Array, "batch outputs inputs"]:
-    """The share of each input pixel in each output pixel, along one axis: Pillow's antialiased bilinear filter.
+    """Computes the weight of each input pixel in each output pixel, along one axis: Pillow's bilinear filter.
 
-    It is a triangle around the output pixel's centre, as wide as two input pixels or, where it shrinks, as two output
-    pixels. What would lie outside the box counts for nothing, and the shares that are left sum to 1.
+    The filter is a triangle around the centre of the output pixel. It is two input pixels wide or, when it shrinks, two
+    output pixels. Pixels outside the box have weight 0, and the other weights are scaled to sum to 1.
 
     Args:
-        start: of the box, in input pixels.
-        length: of the box, in input pixels.
-        inputs: how many there are.
-        outputs: how many the box becomes.
+        start: First pixel of the box.
+        length: Length of the box, in input pixels.
+        inputs: Number of input pixels.
+        outputs: Number of output pixels.
     """
     scale = (length / outputs)[:, None, None]
     centers = (jnp.arange(outputs) + 0.5)[None, :, None] * scale

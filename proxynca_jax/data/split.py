@@ -1,8 +1,7 @@
-"""A split, the images of some classes, and how a data set is divided into two of them that share no class."""
+"""Splits of a data set: the training images, and the queries and gallery of its evaluation, which share no class."""
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,24 +9,50 @@ from jaxtyping import Bool, Int32
 
 from proxynca_jax.errors import UserError
 
-Image = bytes | np.ndarray  # an encoded file's content, or decoded uint8 RGB (H, W, 3)
-
-PUBLISHED_COUNTS = {"cub": (5_864, 5_924), "cars": (8_054, 8_131), "sop": (59_551, 60_502)}  # training, evaluation
+Image = bytes | np.ndarray  # the content of an image file, or decoded uint8 RGB (H, W, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The images of one side of a class-disjoint split."""
+    """Images with labels. An image is read when it is indexed."""
 
-    images: Sequence[Image]  # N, read when indexed
+    images: Sequence[Image]  # N
     names: Sequence[str]  # N, a path or an id each: for errors and embedding files
     labels: Int32[np.ndarray, " N"]  # 0 .. C-1
     class_names: tuple[str, ...]  # C
-    cropped: bool = False  # whether the images are what `transforms.eval_transform` makes of them
+    cropped: bool = False  # whether `transforms.eval_transform` has been applied to the images
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Images to score an embedding on: each query searches the gallery for images of its class.
+
+    Raises:
+        ValueError: If queries and gallery do not number the same classes in the same way.
+    """
+
+    queries: Split
+    gallery: Split | None = None  # None: each query searches the other queries
+
+    def __post_init__(self) -> None:
+        if self.gallery is not None and self.gallery.class_names != self.queries.class_names:
+            raise ValueError("queries and gallery have different class_names, so their labels cannot be compared")
+
+    def splits(self) -> list[Split]:
+        """The queries and, if there is one, the gallery: what `Evaluation(*splits)` takes."""
+        return [self.queries] if self.gallery is None else [self.queries, self.gallery]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """Images to train on, and images of other classes to evaluate on."""
+
+    train: Split
+    evaluation: Evaluation
 
 
 class _SelectedImages(Sequence[Image]):
-    """Some rows of `images`, none of them read before it is indexed."""
+    """Some rows of `images`. An image is read when it is indexed."""
 
     def __init__(self, images: Sequence[Image], rows: np.ndarray):
         self.images = images
@@ -41,30 +66,30 @@ class _SelectedImages(Sequence[Image]):
 
 
 def divide(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> tuple[Split, Split]:
-    """Divides a data set by class and numbers the classes of each side from 0.
+    """Divides a split by class and numbers the classes of each part from 0.
 
     Args:
-        whole: Every image of every class.
+        whole: All images of all classes.
         evaluation: Shape (C,), true for the classes to evaluate on.
 
     Returns:
-        The training split and the evaluation split, images and classes in their old order.
+        The training part and the evaluation part. Images and classes keep their order.
 
     Raises:
-        UserError: If a class has no image, or a side fewer than two classes.
+        UserError: If a class has no image, or a part has fewer than two classes.
     """
     counts = np.bincount(whole.labels, minlength=len(whole.class_names))
     empty = list(itertools.compress(whole.class_names, counts == 0))
     if empty:
         raise UserError(
             f"{len(empty)} of {len(counts)} classes have no image, the first is {empty[0]!r}. Every class needs at "
-            "least one: remove the class, or extract the data set again if its images should be there."
+            "least one. Remove the class, or extract the data set again if the class should have images."
         )
-    for side, chosen in ("training", ~evaluation), ("evaluation", evaluation):
+    for part, chosen in ("training", ~evaluation), ("evaluation", evaluation):
         if chosen.sum() < 2:
             raise UserError(
-                f"{chosen.sum()} of {len(chosen)} classes are for {side}; training and evaluation need at least 2 "
-                "each. Add classes, or divide a folder's differently with data.eval_fraction or data.eval_classes_file."
+                f"{chosen.sum()} of {len(chosen)} classes are for {part}; training and evaluation need at least 2 "
+                "each. Add classes, or change data.eval_fraction or data.eval_classes_file if the data set is a folder."
             )
     return _select(whole, ~evaluation), _select(whole, evaluation)
 
@@ -80,24 +105,17 @@ def _select(whole: Split, chosen: Bool[np.ndarray, " C"]) -> Split:
     )
 
 
+def divide_by_class(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> DataSet:
+    """Makes a data set without a gallery from all its images. Arguments and errors are those of `divide`."""
+    train, queries = divide(whole, evaluation)
+    return DataSet(train, Evaluation(queries))
+
+
 def second_half(classes: int) -> Bool[np.ndarray, " C"]:
     """Marks the classes that the literature evaluates on: of C, the last C - C // 2."""
     return np.arange(classes) >= classes // 2
 
 
 def random_classes(classes: int, fraction: float, seed: int) -> Bool[np.ndarray, " C"]:
-    """Marks a share of C classes, drawn by seed."""
+    """Marks a random fraction of C classes."""
     return np.random.default_rng(seed).permutation(classes) < round(fraction * classes)
-
-
-def warn_about_counts(dataset: str, splits: tuple[Split, Split]) -> None:
-    """Warns if the number of images is not the published one of `dataset`, a key of `PUBLISHED_COUNTS`."""
-    found = tuple(len(split.images) for split in splits)
-    published = PUBLISHED_COUNTS[dataset]
-    if found != published:
-        warnings.warn(
-            f"{dataset}: found {found[0]:,} training and {found[1]:,} evaluation images, published are "
-            f"{published[0]:,} and {published[1]:,}, so scores will not compare with published ones. Likely "
-            "causes: an incomplete extraction, files added to the folders, or another version of the data set.",
-            stacklevel=3,
-        )

@@ -1,6 +1,7 @@
-"""Image files to the uint8 RGB squares that the network sees, pixel for pixel as the reference's transforms do.
+"""Decodes, crops and resizes images to the uint8 RGB squares that the network sees.
 
-Those are torchvision's on Pillow: 8-bit, bilinear, antialiased. Channel order and mean are the model's business.
+The pixels equal those of the reference's transforms, which are torchvision's on Pillow: 8-bit, bilinear, antialiased.
+Channel order and mean belong to the model.
 """
 
 import contextlib
@@ -37,34 +38,34 @@ def decode(image: Image, name: str) -> Pixels:
 
     Args:
         image: The content of an image file of any format that Pillow reads, or uint8 RGB pixels (H, W, 3).
-        name: What to call the image when it is damaged.
+        name: The image's name in errors.
 
     Returns:
-        RGB pixels, as Pillow makes them: grey is repeated, palettes are looked up, transparency is dropped.
+        RGB pixels as Pillow converts them: grey is repeated, palettes are looked up, transparency is dropped.
 
     Raises:
-        UserError: The content is truncated, or no image at all.
+        UserError: If the content is truncated or not an image.
     """
     if isinstance(image, np.ndarray):
         return image
     if (pixels := _decode_jpeg(image)) is not None:
         return pixels
     with _opened(image, name) as file:
-        # Pillow would warn that a palette's transparency is lost. It is meant to be: the reference drops it too.
+        # The reference drops a palette's transparency, too. Without this line Pillow would warn of it.
         file.info.pop("transparency", None)
-        # Pixels stay as stored: the reference does not turn images upright by their EXIF orientation either.
+        # Like the reference, this ignores the EXIF orientation.
         return np.asarray(file.convert("RGB"))
 
 
 def image_size(image: Image, name: str) -> tuple[int, int]:
-    """Height and width in pixels; of a file, what its header says.
+    """Returns height and width in pixels. Of a file, it reads only the header.
 
     Args:
         image: As for `decode`.
         name: As for `decode`.
 
     Raises:
-        UserError: The content has no header of an image.
+        UserError: If the content has no image header.
     """
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
@@ -73,9 +74,9 @@ def image_size(image: Image, name: str) -> tuple[int, int]:
 
 
 def _decode_jpeg(content: bytes) -> Pixels | None:
-    """Pillow's pixels, sooner than Pillow itself; None where it is for Pillow to say what the content is.
+    """Decodes a JPEG to the same pixels as Pillow, but faster. Returns None if Pillow must decode the content.
 
-    Both decode with libjpeg-turbo. Pillow's own way from CMYK to RGB is another, and it tells damage from oddity.
+    Both use libjpeg-turbo. They convert CMYK to RGB differently, and only Pillow tells damaged files from unusual ones.
     """
     if not simplejpeg.is_jpeg(content):
         return None
@@ -88,7 +89,7 @@ def _decode_jpeg(content: bytes) -> Pixels | None:
 
 @contextlib.contextmanager
 def _opened(content: bytes, name: str) -> Iterator[PIL.Image.Image]:
-    """Opens an image file with Pillow, whose errors become the user's."""
+    """Opens an image file with Pillow and converts its errors into UserErrors."""
     try:
         with PIL.Image.open(io.BytesIO(content)) as file:
             yield file
@@ -109,7 +110,7 @@ def shrunk_size(height: int, width: int, longest: int) -> tuple[int, int]:
 
 
 def shrink(image: Pixels, longest: int) -> Pixels:
-    """Resizes an image whose longer side is above `longest` pixels to that, antialiased; 0 leaves all as they are."""
+    """Resizes an image to a longer side of `longest` pixels if it is larger, antialiased; 0 shrinks none."""
     height, width, _ = image.shape
     size = shrunk_size(height, width, longest)
     return image if size == (height, width) else _resize(image, *size)
@@ -123,12 +124,12 @@ def random_crop_box(
     Args:
         height: Of the image, in pixels.
         width: Of the image, in pixels.
-        rng: Source of randomness.
-        area: Smallest and largest share of the image's area, each in (0, 1].
+        rng: Random generator.
+        area: Smallest and largest fraction of the image's area, each in (0, 1].
         aspect_max: Largest width over height, at least 1; the smallest is its inverse.
 
     Returns:
-        A box inside the image. When ten draws in a row do not fit, the largest centred one of allowed aspect ratio.
+        A box inside the image. If CROP_TRIES draws do not fit, the largest centred box of allowed aspect ratio.
     """
     log_aspect_max = math.log(aspect_max)
     for _ in range(CROP_TRIES):
@@ -143,34 +144,34 @@ def random_crop_box(
 
 
 def draw_crop(height: int, width: int, config: DataConfig, rng: np.random.Generator) -> tuple[Box, bool]:
-    """Draws what `train_transform` does to an image of this size: where to crop, and whether to mirror."""
+    """Draws the random numbers of `train_transform` for an image of this size: the crop, and whether to mirror."""
     area = (config.crop_area_min, config.crop_area_max)
     box = random_crop_box(height, width, rng, area=area, aspect_max=config.crop_aspect_max)
     return box, bool(config.horizontal_flip and rng.random() < 0.5)
 
 
 def crop_and_resize(image: Pixels, box: Box, size: int, *, mirror: bool = False) -> UInt8[np.ndarray, "size size 3"]:
-    """Cuts out `box`, resizes it to a square of `size` pixels and mirrors it if told to.
+    """Cuts out `box`, resizes it to a square of `size` pixels and, if `mirror` is true, mirrors it.
 
-    Two steps on purpose: `Image.resize(box=...)` would let the filter see pixels outside the box.
+    Cutting and resizing are two steps: in `Image.resize(box=...)` the filter would read pixels outside the box.
     """
     row_bytes = 3 * image.shape[1]
     start = box.top * row_bytes + 3 * box.left
     content = image.reshape(-1)[start : start + (box.height - 1) * row_bytes + 3 * box.width]
-    # Pillow skips what lies between two rows of the box, so that its pixels are copied once, and it mirrors faster
-    # than NumPy copies a mirrored view.
+    # Pillow skips the bytes between two rows of the box, so pixels are copied once. It also mirrors faster than NumPy
+    # copies a mirrored view.
     crop = PIL.Image.frombuffer("RGB", (box.width, box.height), content, "raw", "RGB", row_bytes, 1)
     resized = crop.resize((size, size), PIL.Image.Resampling.BILINEAR)
     return np.asarray(resized.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if mirror else resized)
 
 
 def train_transform(image: Pixels, config: DataConfig, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """A random crop, resized to `config.image_size`, and a coin's toss of a mirror.
+    """Takes a random crop, resizes it to `config.image_size` and mirrors it with probability 1/2.
 
     Args:
         image: RGB pixels.
-        config: Gives the size, the crop's range and whether to mirror.
-        rng: Source of randomness.
+        config: The size, the limits of the crop, and whether to mirror at all.
+        rng: Random generator.
 
     Returns:
         RGB pixels.
@@ -181,14 +182,14 @@ def train_transform(image: Pixels, config: DataConfig, rng: np.random.Generator)
 
 
 def eval_transform(image: Pixels, config: DataConfig) -> UInt8[np.ndarray, "size size 3"]:
-    """The image's shorter side resized to `config.resize_size`, then its centre of `config.image_size`.
+    """Resizes the image to a shorter side of `config.resize_size` and cuts out its centre of `config.image_size`.
 
     Args:
         image: RGB pixels.
-        config: Gives the two sizes, of which the first must not be the smaller.
+        config: The two sizes; `resize_size` is at least `image_size`.
 
     Returns:
-        RGB pixels; those of the image itself when it is a square of both sizes.
+        RGB pixels. A square image of both sizes is returned unchanged.
     """
     shorter = min(image.shape[:2])
     height, width = (int(config.resize_size * side / shorter) for side in image.shape[:2])
@@ -197,5 +198,5 @@ def eval_transform(image: Pixels, config: DataConfig) -> UInt8[np.ndarray, "size
 
 
 def _resize(image: Pixels, height: int, width: int) -> Pixels:
-    """Pillow's bilinear resizing, antialiased where it shrinks."""
+    """Resizes with Pillow's bilinear filter, which antialiases when it shrinks."""
     return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR))

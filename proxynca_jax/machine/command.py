@@ -2,9 +2,11 @@
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 
 from absl import logging
+from tqdm import tqdm
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.compilation_cache import keep_compiled_programs
@@ -14,17 +16,27 @@ from proxynca_jax.machine.xla_messages import hide_xla_warnings
 
 
 def prepare_process() -> None:
-    """Settings of the process, before JAX looks for devices: memory, compiled programs on disk, and fewer messages."""
+    """Sets up memory, the cache of compiled programs, and messages. Call it before JAX looks for devices."""
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
+    warnings.showwarning = _print_warning
     keep_freed_memory()
     keep_compiled_programs()
     hide_xla_warnings()
 
 
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Prints a warning as one line on standard error, above the progress bar if there is one.
+
+    Python's own format adds the file, the line number and the source line, which mean nothing to a user.
+    """
+    tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` inside the block into its message on standard error and exit status 1, and an interruption
-    into exit status 130.
+    """Ends the command if the block raises `UserError` or `Interrupted`.
+
+    A `UserError` prints its message on standard error and exits with status 1; `Interrupted` exits with status 130.
     """
     try:
         yield

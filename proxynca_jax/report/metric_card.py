@@ -1,6 +1,6 @@
 """The metric card: scores with what each of them means, and everything that they depend on.
 
-Recall@K and NMI differ between papers by choices that their names do not tell; the card tells them.
+Papers compute Recall@K and NMI in different ways under the same names. The card states how these were computed.
 """
 
 import importlib.metadata
@@ -40,7 +40,8 @@ def metric_card(
         embeddings: as there, and so are the others.
         labels: class of each image.
         config: the evaluation's settings and seed.
-        gallery: vectors and labels of the images to find; None: the same images, each without itself.
+        gallery: vectors and labels of the images that the queries search; None: the queries, each without itself.
+            NMI is of the queries alone.
         distance: one of `vectors.DISTANCES`.
         precision: the arithmetic of the network that embedded them, one of `precision.PRECISIONS`; None: not known.
 
@@ -52,7 +53,7 @@ def metric_card(
         **_describe_images(scores, embeddings, labels, gallery),
         **({"network": f"convolutions in {precision}"} if precision else {}),
         "neighbours": f"exact, by {distance.replace('_', ' ')} distance; R@K ranks the class first among equals",
-        **(_describe_clusters(scores, labels, config) if config.evaluation.nmi else {}),
+        **(_describe_clusters(scores, labels, config, gallery) if config.evaluation.nmi else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     rows = [f"{name:<12}{value:6.2f} %  {meaning}" for name, value, meaning in _scores(scores, config)]
@@ -80,16 +81,24 @@ def _describe_images(
     searched = "the same images, each without itself"
     if gallery is not None:
         searched = f"{len(gallery[1]):,} others, of {len(np.unique(gallery[1])):,} classes"
+    what = _searching(gallery)
     return {
-        "images": f"{images:,} of {len(np.unique(labels)):,} classes, {dim} dimensions",
+        what: f"{images:,} of {len(np.unique(labels)):,} classes, {dim} dimensions",
         "gallery": searched,
-        "left out": f"{scores['left_out']:,} of the images, which have none of their class to find; NMI counts them",
+        "left out": f"{scores['left_out']:,} of the {what}, which have none of their class to find; NMI counts them",
     }
 
 
-def _describe_clusters(scores: Record, labels: Int[np.ndarray, " images"], config: TrainConfig) -> dict[str, str]:
-    clusters = len(np.unique(labels))
+def _searching(gallery: LabelledVectors | None) -> str:
+    """What the card calls the images that search."""
+    return "images" if gallery is None else "queries"
+
+
+def _describe_clusters(
+    scores: Record, labels: Int[np.ndarray, " images"], config: TrainConfig, gallery: LabelledVectors | None
+) -> dict[str, str]:
+    clusters, kmeans = len(np.unique(labels)), KMEANS[scores["kmeans"]]
     return {
-        "clusters": f"{clusters:,} of the images, by {KMEANS[scores['kmeans']]} on the embeddings as they are",
+        "clusters": f"{clusters:,} of the {_searching(gallery)}, by {kmeans} on the embeddings as they are",
         "k-means": f"lowest inertia of {scores['kmeans_restarts']}, k-means++ and Lloyd, seed {config.seed}",
     }

@@ -1,14 +1,15 @@
-"""What a benchmark tells of a step, and in what form."""
+"""Measurements of training and embedding steps, and the table that shows them."""
 
 import dataclasses
 import multiprocessing
 import os
-import resource
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
+import psutil
 
 from proxynca_jax.config import DataConfig, ModelConfig
 from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
@@ -27,7 +28,7 @@ class Measurement:
     first_step_seconds: float
     peak_mb: float
     peak_flops: float | None  # FLOP/s; None: unknown
-    data_wait_share: float | None = None  # None: the images lie on the device
+    data_wait_share: float | None = None  # None: the images are on the device
     # Per step, on average. None: there is no GPU, or nothing profiled it.
     device_busy_seconds: float | None = None
     kernels: float | None = None  # copies and memsets included
@@ -38,7 +39,7 @@ class Measurement:
         return self.batch_size / self.step_seconds
 
     def utilisation(self) -> float | None:
-        """Model FLOP over what the device could have done in the time, 0 to 1. None if its peak is unknown."""
+        """Model FLOP over the FLOP that the device can do in the same time, 0 to 1. None if its peak is unknown."""
         if self.peak_flops is None:
             return None
         passes = TRAINING_PASSES if self.step == "train" else 1
@@ -53,7 +54,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A row of the table that could not be measured."""
+    """A row of the table for a measurement that failed."""
 
     step: str  # one of STEPS
     variant: str
@@ -120,18 +121,23 @@ def describe_device() -> tuple[str, str]:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a new process."""
+    """Calls a function in a new process and returns its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peak_mb() -> float:
-    """The most memory that JAX's default device, or else this process, has held so far."""
+    """The peak memory so far, in MB: of JAX's default device or, if it does not report one, of this process."""
     if statistics := jax.devices()[0].memory_stats():
         return statistics["peak_bytes_in_use"] / 1e6
     return process_peak_mb()
 
 
 def process_peak_mb() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The peak memory of this process so far, in MB."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,7 +1,7 @@
 """The built-in set: characters drawn in the typefaces that matplotlib ships.
 
-A class is a character and an instance is a typeface, each drawn once, in random colours, turned and scaled at random.
-Nothing is downloaded, and every number is drawn from seeds.
+A class is a character. It has one image per typeface, with random colours, rotation and scale. Nothing is downloaded,
+and all random numbers come from fixed seeds.
 """
 
 import functools
@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from proxynca_jax.data.split import Split
+from proxynca_jax.config import DataConfig
+from proxynca_jax.data.split import DataSet, Split, divide_by_class, random_classes
 
-SIDE = 64  # pixels, of a drawn image
+SIDE = 64  # pixels, the side of an image
 FACES = (
     *("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Oblique", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique"),
@@ -22,9 +23,10 @@ FACES = (
     *("STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta"),
 )
 
-# The letters, digits and symbols that every face has, without look-alikes, of which the lowest code point stays. Two
-# characters look alike if their shapes, brought to one size, have a mean cosine over the faces of 0.93 or more (Latin
-# A, Greek Alpha and Cyrillic A: 0.995), or of 0.8 or more if they also differ in nothing but case or height (c and C).
+# The letters, digits and symbols that every face has. Of characters that look alike, only the one of lowest code point
+# is in the list. Two characters look alike if the cosine of their shapes, scaled to one size, has a mean over the faces
+# of 0.93 or more (Latin A, Greek Alpha and Cyrillic A: 0.995). The limit is 0.8 for two that differ only in case or
+# height (c and C).
 CHARACTERS = (
     "$+0123456789<=>ABCDEFGHIJKLMNOPQRSTUVWXYZ^`abdefghjklmnqrtuy|~¢£¤¥¦¨©ª¬®¯°±´µ¸º¼½¾ÀÃÅÆÇÈËÌÍÏÐÑÒÖ×ØÙÜÝÞßàá"
     "âãäåæçèéêëìíîïðñòóôõ÷ùúûüýþÿĀāăĄąĆćĉċčĎďđĒēĕėĘęĜĝġĢģĤĥĦħĩĪĭĮİıĲĳĴĶķĸĹĺĻļĽľĿŀŁłńŅņŉŊŋŌōŏŐőŒœŔŕŖŗřŚśŝŞšŢţŤť"
@@ -36,13 +38,13 @@ CHARACTERS = (
 
 @functools.cache
 def face(name: str) -> ImageFont.FreeTypeFont:
-    """A typeface at 96 pixels, laid out without the optional libraries that would change it between machines."""
+    """Loads a typeface at 96 pixels. Basic layout: the optional layout libraries would give other pixels."""
     path = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
 
 
 def shape(character: str, name: str, side: int) -> Image.Image:
-    """A character's ink, 0 to 255, scaled so that its longer side is `side` pixels."""
+    """Draws a character in white (255) on black, cut to its extent and scaled to a longer side of `side` pixels."""
     font = face(name)
     left, top, right, bottom = (round(side) for side in font.getbbox(character))
     ink = Image.new("L", (right - left, bottom - top))
@@ -53,7 +55,7 @@ def shape(character: str, name: str, side: int) -> Image.Image:
 
 
 def draw(character: str, name: str) -> UInt8[np.ndarray, "64 64 3"]:
-    """One image: a character in a typeface. The same two always give the same pixels."""
+    """Draws one image. The same character and typeface always give the same pixels."""
     rng = np.random.default_rng([ord(character), FACES.index(name)])
     ink = shape(character, name, round(SIDE * 0.6 * rng.uniform(0.75, 1.1)))
     canvas = Image.new("L", (SIDE, SIDE))
@@ -64,11 +66,19 @@ def draw(character: str, name: str) -> UInt8[np.ndarray, "64 64 3"]:
     return (paper + cover * (colour - paper)).astype(np.uint8)
 
 
-def draw_all() -> Split:
-    """Draws the whole set, 16 images a character."""
-    return Split(
+def read(_: pathlib.Path, config: DataConfig) -> DataSet:
+    """Draws all images, 16 per character, and evaluates on a random fraction of the characters.
+
+    Args:
+        config: The fraction of characters to evaluate on, and the seed that chooses them.
+
+    Raises:
+        UserError: If the fraction leaves fewer than two characters to train or to evaluate on.
+    """
+    whole = Split(
         images=[draw(character, name) for character in CHARACTERS for name in FACES],
         names=[f"U+{ord(character):04X}/{name}" for character in CHARACTERS for name in FACES],
         labels=np.repeat(np.arange(len(CHARACTERS), dtype=np.int32), len(FACES)),
         class_names=tuple(CHARACTERS),
     )
+    return divide_by_class(whole, random_classes(len(CHARACTERS), config.eval_fraction, config.split_seed))

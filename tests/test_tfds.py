@@ -9,23 +9,27 @@ import pytest
 import trees
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import load_splits
-from proxynca_jax.data.split import PUBLISHED_COUNTS
+from proxynca_jax.data.datasets import load_dataset, tfds
+from proxynca_jax.data.datasets.published import Counts
+from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError
 
 CLASSES, IMAGES_PER_CLASS = 6, 3
-ORIGINS = {"cars196": "cars", "caltech_birds2011": "cub", "stanford_online_products": "sop"}
 
 
-@pytest.mark.parametrize("dataset", ORIGINS)
+def load(root: Path) -> tuple[Split, Split]:
+    """The training images and the evaluation images."""
+    dataset = load_dataset(DataConfig(dataset="tfds", root=str(root)))
+    return dataset.train, dataset.evaluation.queries
+
+
+@pytest.mark.parametrize("dataset", tfds.PREPARED)
 @pytest.mark.parametrize("root", ["version", "parent"])
 def test_classes_are_divided_as_in_the_original(monkeypatch, tmp_path: Path, dataset: str, root: str):
     version = trees.draw_tfds(tmp_path, dataset, CLASSES, IMAGES_PER_CLASS)
     half = CLASSES // 2 * IMAGES_PER_CLASS
-    monkeypatch.setitem(PUBLISHED_COUNTS, ORIGINS[dataset], (half, half))
-    train, evaluation = load_splits(
-        DataConfig(dataset="tfds", root=str(version if root == "version" else version.parent))
-    )
+    monkeypatch.setitem(tfds.PREPARED, dataset, tfds.PREPARED[dataset]._replace(counts=Counts(half, half)))
+    train, evaluation = load(version if root == "version" else version.parent)
     for split, first_class in (train, 0), (evaluation, CLASSES // 2):
         assert len(split.images) == len(split.names) == half
         assert split.labels.dtype == np.int32
@@ -38,7 +42,7 @@ def test_classes_are_divided_as_in_the_original(monkeypatch, tmp_path: Path, dat
 def test_published_split_of_sop_need_not_be_halves(tmp_path: Path):
     version = trees.draw_tfds(tmp_path, "stanford_online_products", classes=7)
     with pytest.warns(UserWarning, match="sop: found 12 training and 9 evaluation images"):
-        train, evaluation = load_splits(DataConfig(dataset="tfds", root=str(version)))
+        train, evaluation = load(version)
     assert (len(train.class_names), len(evaluation.class_names)) == (4, 3)
 
 
@@ -50,9 +54,9 @@ def refuse(*_): raise AssertionError("the network was used")
 socket.socket.connect = socket.getaddrinfo = refuse
 warnings.simplefilter("ignore")
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.datasets import load_splits
-train, evaluation = load_splits(DataConfig(dataset="tfds", root={str(version)!r}))
-print(len(train.images[0]) > 0, len(evaluation.images))
+from proxynca_jax.data.datasets import load_dataset
+dataset = load_dataset(DataConfig(dataset="tfds", root={str(version)!r}))
+print(len(dataset.train.images[0]) > 0, len(dataset.evaluation.queries.images))
 print("tensorflow_datasets" in sys.modules, "tensorflow" in sys.modules)
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -62,7 +66,13 @@ print("tensorflow_datasets" in sys.modules, "tensorflow" in sys.modules)
 def test_missing_package_names_the_extra(monkeypatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'proxynca_jax\[tfds\]'"):
-        load_splits(DataConfig(dataset="tfds", root=str(tmp_path)))
+        load(tmp_path)
+
+
+def test_without_array_record_the_error_says_what_to_do(monkeypatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    with pytest.raises(UserError, match=r"data\.dataset is 'tfds', which needs the package array-record.*Windows"):
+        load(tmp_path)
 
 
 def break_format(version: Path) -> None:
@@ -96,4 +106,4 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, damage, message: str):
     version = trees.draw_tfds(tmp_path)
     damage(version)
     with pytest.raises(UserError, match=message):
-        load_splits(DataConfig(dataset="tfds", root=str(version.parent)))
+        load(version.parent)

@@ -1,0 +1,35 @@
+"""All commands under one name: `proxynca train ...` does what `python -m proxynca_jax.train ...` does."""
+
+import runpy
+import sys
+
+COMMANDS = {  # name: module, and what it does
+    "train": ("proxynca_jax.train", "train an embedding network with proxies and score it on unseen classes"),
+    "evaluate": ("proxynca_jax.evaluate", "score a run, or embeddings of any origin"),
+    "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),
+    "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
+    "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
+    "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),
+    "bench": ("proxynca_jax.bench", "measure this machine's speed"),
+}
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        sys.argv[:2] = [f"proxynca {name}"]
+        runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+        return
+    lines = ["usage: proxynca COMMAND ...", "", *(f"  {command:10}{does}" for command, (_, does) in COMMANDS.items())]
+    lines += ["", "proxynca COMMAND --help shows the options of a command."]
+    if name in ("", "-h", "--help"):
+        print("\n".join(lines))
+        return
+    from proxynca_jax.errors import nearest
+
+    sys.exit(f"error: {name!r} is no command: {nearest(name, COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Image files as a split: their contents are read when they are indexed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from proxynca_jax.data.split import Split
+from proxynca_jax.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+class FileImages(Sequence[bytes]):
+    """The contents of image files. A file is read when it is indexed."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    # Images are always read one at a time, so there are no slices.
+    def __getitem__(self, index: int) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        path = self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read the image {path}: {error.strerror}. Images must stay in place until the run ends."
+            ) from error
+
+
+def file_split(
+    paths: Sequence[Path], labels: Sequence[int] | Int[np.ndarray, " N"], class_names: Sequence[str]
+) -> Split:
+    """Makes a split of image files.
+
+    Args:
+        paths: N image files.
+        labels: The class of each, from 0.
+        class_names: C names.
+    """
+    return Split(
+        images=FileImages(paths),
+        names=[str(path) for path in paths],
+        labels=np.asarray(labels, np.int32),
+        class_names=tuple(class_names),
+    )
+
+
+def require_files(paths: Sequence[Path], layout: str) -> None:
+    """Checks that annotated images are on disk.
+
+    Args:
+        paths: The images.
+        layout: What the data set's directory must contain, for the error.
+
+    Raises:
+        UserError: If an image is missing.
+    """
+    # Listing each folder once is cheaper than one system call an image.
+    listing = {folder: {file.name for file in folder.glob("*")} for folder in {path.parent for path in paths}}
+    missing = [path for path in paths if path.name not in listing[path.parent]]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} annotated images are missing, the first is {missing[0]}. Extract the "
+            f"images again, beside the annotations. {layout}"
+        )
