@@ -1,4 +1,4 @@
-"""A run's programs, compiled before its clocks start: while images are listed, decoded or uploaded."""
+"""Compiles a run's programs before its clocks start, while images are listed, decoded or uploaded."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from proxynca_jax.data.resident import ResidentImages
 from proxynca_jax.models.network import Tree
 from proxynca_jax.sharding import Layout
 
-# JAX reports the seconds that it spends on these, whatever program they are for.
+# Events of which JAX reports the seconds, for every program.
 COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
 
@@ -26,9 +26,9 @@ def compile_train_step(
 
     Args:
         train_step: from `steps.make_train_step`.
-        state: one of the same shapes; its values do not matter.
+        state: one of the same shapes; its values are not used.
         config: sizes of batches and images.
-        layout: where batches go.
+        layout: of the batches.
         resident: the training images, if they are on the device.
     """
     rows, size = config.optim.batch_size, config.data.image_size
@@ -49,14 +49,21 @@ def compile_train_step(
 def compile_embed_step(
     embed_step: steps.EmbedStep, state: steps.TrainState, config: TrainConfig, layout: Layout
 ) -> steps.EmbedStep:
-    """Compiles both programs of an embedding step for the evaluation batches of a run. Arguments are as above."""
+    """Compiles both programs of an embedding step for the evaluation batches of a run.
+
+    Args:
+        embed_step: from `steps.make_embed_step`.
+        state: as for `compile_train_step`.
+        config: as for `compile_train_step`.
+        layout: as for `compile_train_step`.
+    """
     rows, size = layout.round_up(config.evaluation.batch_size), config.data.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=layout.batches)
     return embed_step.compile(state.network(), images, layout)
 
 
 class CompileClock:
-    """Counts the seconds that this process spends compiling, so that a record's seconds can leave them out."""
+    """Counts the seconds that this process spends compiling. A record's seconds exclude them."""
 
     def __enter__(self) -> "CompileClock":
         self.seconds = 0.0

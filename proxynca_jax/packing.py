@@ -1,8 +1,8 @@
-"""A network's arrays in few: its vectors lie end to end in one array, its kernels stay by themselves.
+"""Packs a network's arrays into fewer: all vectors are concatenated into one, kernels stay separate.
 
-A program's arguments and results are handed over one by one. Of the training state that is a thousand arrays, nearly
-all of them biases, scales and statistics of some hundred numbers, and several milliseconds of the host's time a step.
-Kernels in one array with the rest would have to be copied out of it for cuDNN.
+The host handles the arguments and results of a program one by one. The training state has a thousand arrays, most of
+them biases, scales and statistics of some hundred numbers. They would cost several milliseconds per step. Kernels are
+not packed, because cuDNN would need a copy of each.
 """
 
 import itertools
@@ -15,17 +15,17 @@ from flax import struct
 
 @struct.dataclass
 class Packed:
-    """A tree of arrays of one dtype. It is a tree itself, whose leaves are fewer."""
+    """A tree of arrays of one dtype, with fewer leaves; or their shapes, while a program is compiled."""
 
-    vectors: Any  # Array, the tree's vectors in the tree's order; or what stands for it while a program is compiled
-    others: tuple[Any, ...]  # the tree's other arrays, likewise
+    vectors: Any  # Array, the tree's vectors in the tree's order
+    others: tuple[Any, ...]  # the tree's other arrays
     tree: Any = struct.field(pytree_node=False)  # jax.tree_util.PyTreeDef
-    lengths: tuple[int | None, ...] = struct.field(pytree_node=False)  # of the vectors; None stands for another array
+    lengths: tuple[int | None, ...] = struct.field(pytree_node=False)  # of the vectors; None for another array
 
 
 @jax.jit
 def pack(tree: Any) -> Packed:
-    """Packs a tree of which one array or more is a vector."""
+    """Packs a tree that has at least one vector."""
     leaves, structure = jax.tree.flatten(tree)
     vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
     others = tuple(leaf for leaf in leaves if leaf.ndim != 1)
@@ -33,7 +33,7 @@ def pack(tree: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The tree that was packed. Arrays other than vectors are shared with `packed`, not copied."""
+    """Returns the tree that was packed. Arrays other than vectors are shared with `packed`, not copied."""
     lengths = tuple(length for length in packed.lengths if length is not None)
     vectors, others = iter(_split(packed.vectors, lengths)), iter(packed.others)
     leaves = (next(others if length is None else vectors) for length in packed.lengths)

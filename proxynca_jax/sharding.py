@@ -1,7 +1,7 @@
-"""How a run's arrays lie on the devices of all processes: batches divided by image, all else whole on each device.
+"""Where a run's arrays are: batches are sharded by image over all devices, all else is replicated.
 
-One program runs on every device. Means over a batch are of the whole batch, BatchNorm's too, so that the losses do not
-depend on the number of devices beyond rounding. Proxies and their optimiser state can be divided by class.
+One program runs on every device. Means over a batch, BatchNorm's included, are over all devices. So the losses depend
+on the number of devices only by rounding. Proxies and their optimiser state can be sharded by class.
 """
 
 import dataclasses
@@ -19,64 +19,64 @@ T = TypeVar("T")
 
 
 def all_devices() -> Mesh:
-    """Every device of every process, those of a process side by side."""
+    """Returns the devices of all processes, ordered by process."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays go. On a single device there is nothing to lay out, and the methods leave them as they are."""
+    """The shardings of a run. On a single device, the methods return arrays unchanged."""
 
     mesh: Mesh = dataclasses.field(default_factory=all_devices)
-    # C, where the proxies are divided by class: each device then holds the same number of rows, and the rows past the
-    # last class are zeros that nothing reads. None: every device holds all proxies.
+    # C, if the proxies are sharded by class. Each device then has the same number of rows; rows after the last class are
+    # padding. None: the proxies are replicated.
     divided_classes: int | None = None
 
     @property
     def whole(self) -> NamedSharding:
-        """The whole array on each device."""
+        """Replicates an array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def divided(self) -> NamedSharding:
-        """Each device a share of the rows."""
+        """Shards an array by rows."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     @property
     def batches(self) -> NamedSharding | None:
-        """Where a batch goes; None is JAX's default device."""
+        """The sharding of a batch; None is JAX's default device."""
         return self.divided if self.mesh.size > 1 else None
 
     def pad_proxies(self, proxies: Float32[np.ndarray, "classes dim"]) -> Float32[np.ndarray, "rows dim"]:
-        """Fills the proxies up so that all devices get the same number of rows, if they are to be divided."""
+        """Pads proxies that are to be sharded with zeros, so that all devices get the same number of rows."""
         if self.divided_classes is None:
             return proxies
         return np.pad(proxies, ((0, -len(proxies) % self.mesh.size), (0, 0)))
 
     def shardings(self, tree: Any) -> Any:
-        """Where the leaves of a state, or of a part of it, go."""
+        """Returns the sharding of each leaf of a state, or of a part of it."""
         proxies = self.whole if self.divided_classes is None else self.divided
 
         def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
-            # Under this key lie the proxies themselves and, in the optimiser's state, their moments.
+            # This key names the proxies themselves and, in the optimiser's state, their moments.
             return proxies if path and path[-1] == jax.tree_util.DictKey("proxies") else self.whole
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def place(self, tree: T) -> T:
-        """Sends a state, or a part of it, that every process holds whole to where it goes."""
+        """Shards a state, or a part of it, of which every process has a whole copy."""
         if self.mesh.size == 1:
             return jax.device_put(tree)
 
         def send(leaf: Any, sharding: NamedSharding) -> jax.Array:
-            # Not device_put, with which the processes would send each other all of it to compare.
+            # device_put would compare the copies, and for that send all of them to every process.
             array = np.asarray(leaf)
             return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
         return jax.tree.map(send, tree, self.shardings(tree))
 
     def describe(self, tree: T) -> T:
-        """Turns arrays or their shapes into shapes of arrays that every device has whole."""
+        """Turns arrays, or their shapes, into the shapes of replicated arrays."""
         sharding = self.whole if self.mesh.size > 1 else SingleDeviceSharding(self.mesh.devices.item())
 
         def describe(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -85,22 +85,22 @@ class Layout:
         return jax.tree.map(describe, tree)
 
     def constrain(self, tree: T) -> T:
-        """Inside a compiled program: keeps a state, or a part of it, where it goes."""
+        """Inside a compiled program: keeps the sharding of a state, or of a part of it."""
         return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def gather(self, tree: T) -> T:
-        """Inside a compiled program: brings whole arrays to every device."""
+        """Inside a compiled program: replicates arrays."""
         return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.whole)
 
     def round_up(self, batch_size: int) -> int:
-        """The next batch size that the devices divide evenly."""
+        """Rounds a batch size up to a multiple of the number of devices."""
         return batch_size + -batch_size % self.mesh.size
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Looks whether every device gets the same number of images.
+        """Checks that every device gets the same number of images.
 
         Raises:
-            UserError: if not.
+            UserError: if not. It gives the nearest batch sizes that fit.
         """
         above = self.round_up(batch_size)
         if above != batch_size:
