@@ -28,8 +28,8 @@ class Layout:
     """The shardings of a run. On a single device, the methods return arrays unchanged."""
 
     mesh: Mesh = dataclasses.field(default_factory=all_devices)
-    # C, if the proxies are sharded by class. Each device then has the same number of rows; rows after the last class are
-    # padding. None: the proxies are replicated.
+    # C, if the proxies are sharded by class. Each device then has the same number of rows; those after the last class
+    # are padding. None: the proxies are replicated.
     divided_classes: int | None = None
 
     @property
