@@ -1,10 +1,12 @@
 """GPU activity of a step from a profiler's trace: busy time, kernels, launches and changes of CUDA graphs.
 
-The busy time is the union of the intervals in which the first GPU runs a kernel, a copy or a memset, so work on two
-streams at once counts once. Each of them counts as a kernel, inside CUDA graphs too. A launch is a call of the host
-that starts a kernel or a whole CUDA graph. A step with many more kernels than launches therefore runs from graphs, and
-a step with a busy time far below its wall time waits for the host. A graph is recorded anew or changed when addresses
-of arrays are not those of the step before, which costs the host more than launches do.
+- Busy time is the union of the intervals in which the first GPU runs a kernel, a copy or a memset. Overlapping work on
+  two streams counts once. If it is far below the step's wall time, the step waits for the host.
+- Kernels are kernels, copies and memsets, including those inside CUDA graphs.
+- A launch is a call of the host that starts a kernel or a whole CUDA graph. If a step has many more kernels than
+  launches, it runs from graphs.
+- A graph change is a call that records or updates a CUDA graph. It happens if arrays have other addresses than in the
+  step before, and costs the host more than a launch.
 """
 
 import collections
@@ -16,18 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Interval = tuple[float, float]  # start and end, nanoseconds
-Program = Callable[[int], None]  # runs that many steps and waits until they are done
+Program = Callable[[int], None]  # runs the given number of steps and waits until they are done
 
-# Both the driver's names (cu...) and the runtime's (cuda...), with suffixes such as ExC and _ptsz.
+# Names of the driver API (cu...) and of the runtime API (cuda...), with suffixes such as ExC and _ptsz.
 LAUNCH = re.compile(r"cu(da)?(Launch(Cooperative)?Kernel|GraphLaunch)")
-# Steps of recording a graph, or changes of one that can run already.
+# Calls that record a graph, or update an executable graph.
 CHANGE = re.compile(r"cu(da)?Graph(Create|Instantiate|ExecUpdate|Exec\w*SetParams)")
-# CUPTI reports these waits as events of the device.
+# CUPTI reports these waits as device events.
 WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 
 
 class Activity(NamedTuple):
-    """What the first GPU did in one step, on average."""
+    """Activity of the first GPU per step, on average."""
 
     busy_seconds: float
     kernels: float
@@ -36,7 +38,7 @@ class Activity(NamedTuple):
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
-    """Merges the intervals that overlap. Intervals that only touch stay apart.
+    """Merges overlapping intervals. Intervals that only touch stay separate.
 
     Args:
         intervals: in any order and unit.
@@ -53,17 +55,17 @@ def merge(intervals: Iterable[Interval]) -> list[Interval]:
 def summarise(
     device: Sequence[Interval], threads: Iterable[Iterable[Interval]], graph_changes: int, steps: int
 ) -> Activity | None:
-    """Averages over the steps of a trace.
+    """Averages a trace over its steps.
 
     Args:
-        device: each event of the GPU.
-        threads: the calls of each host thread that launch something. A runtime call that contains a driver call is one
-            launch.
-        graph_changes: calls of all threads that record or change a CUDA graph.
-        steps: how many steps the trace contains.
+        device: the events of the GPU, in nanoseconds.
+        threads: for each host thread, the calls that launch something. A driver call inside a runtime call does not
+            count as a second launch.
+        graph_changes: number of calls in all threads that record or update a CUDA graph.
+        steps: number of steps in the trace.
 
     Returns:
-        None if the trace has no event of a GPU.
+        The averages, or None if the trace has no GPU events.
     """
     if not device:
         return None
@@ -76,12 +78,12 @@ def read_jax_profile(profile: Any, steps: int) -> Activity | None:
     """Reads a `jax.profiler.ProfileData`.
 
     Args:
-        profile: planes with lines of events. On the GPU's plane only the lines named "Stream #..." are what ran; XLA
+        profile: planes with lines of events. On the GPU's plane only the lines named "Stream #..." are measured; XLA
             derives the other lines from them.
-        steps: how many steps it contains.
+        steps: number of steps in the profile.
 
     Returns:
-        None if it has no event of a GPU.
+        The averages, or None if the profile has no GPU events.
     """
     device: list[Interval] = []
     threads: list[list[Interval]] = []
@@ -101,12 +103,12 @@ def read_torch_profile(events: Iterable[Any], steps: int) -> Activity | None:
     """Reads the `events()` of a `torch.profiler.profile`.
 
     Args:
-        events: `torch.autograd.profiler_util.FunctionEvent`s, in microseconds. Ranges that a program annotates appear
-            on the GPU too and are left out.
-        steps: how many steps they contain.
+        events: `torch.autograd.profiler_util.FunctionEvent`s, in microseconds. User annotations also appear on the GPU
+            and are ignored.
+        steps: number of steps in the profile.
 
     Returns:
-        None if there is no event of a GPU.
+        The averages, or None if the profile has no GPU events.
     """
     device: list[Interval] = []
     threads: dict[int, list[Interval]] = collections.defaultdict(list)
@@ -124,14 +126,14 @@ def read_torch_profile(events: Iterable[Any], steps: int) -> Activity | None:
 
 
 def profile_jax(program: Program, steps: int) -> Activity | None:
-    """Profiles a program of JAX.
+    """Profiles a JAX program.
 
     Args:
-        program: compiled and warmed up.
-        steps: how many to run.
+        program: a compiled and warmed-up program.
+        steps: number of steps to run.
 
     Returns:
-        None if JAX has no GPU, or if its profile cannot be read; then the reason is on standard error.
+        The averages. None if JAX has no GPU, or if the profile cannot be read; the reason is then on standard error.
     """
     import jax
 
@@ -143,13 +145,13 @@ def profile_jax(program: Program, steps: int) -> Activity | None:
                 program(steps)
             (path,) = Path(folder).rglob("*.xplane.pb")
             return read_jax_profile(jax.profiler.ProfileData.from_file(str(path)), steps)
-    except Exception:  # whatever the profiler raises, the measured times are worth keeping
+    except Exception:  # a profiler's error must not discard the measured times
         traceback.print_exc()
         return None
 
 
 def profile_torch(program: Program, steps: int) -> Activity | None:
-    """Profiles a program of PyTorch, as `profile_jax` does one of JAX."""
+    """Profiles a PyTorch program. Arguments and result are those of `profile_jax`."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

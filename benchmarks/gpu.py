@@ -1,20 +1,20 @@
-"""Measures all that needs a GPU, in one go: for whoever has one.
+"""Runs all GPU checks and benchmarks with one command.
 
     python -m benchmarks.gpu [--json gpu.json]
 
-It needs a GPU that JAX and PyTorch find, the extras `cuda` and `test`, and some 2 GB in the folder for temporary files.
-On one H200 with 16 cores the parts parity and epoch took 98 s and 79 s; the whole has not been timed. It prints, in
-this order,
+It needs a GPU that JAX and PyTorch find, the extras `cuda` and `test`, and about 2 GB in the folder for temporary
+files. On one H200 with 16 cores the part parity took 98 s and the part epoch 79 s; the whole was not timed. The parts,
+in this order:
 
-    versions    the card, its driver, and the versions of all that matters
-    parity      distances from the reference's own numbers in each precision (python -m pytest -m gpu)
-    steps       training and embedding steps compared with PyTorch's, as `benchmarks.torch_step` prints them
-    epoch       a training run on drawn JPEGs, as many as CUB has: from command to first images, and each epoch
-    repeat      the same run again: start-up with compiled programs on disk, and whether scores and weights are equal
-    summary     the figures of the parts in one table
+    versions    the card, its driver, and the versions of the libraries
+    parity      distances from the reference's numbers in each precision (python -m pytest -m gpu)
+    steps       speed of training and embedding steps compared with PyTorch's, in the table of `benchmarks.torch_step`
+    epoch       a training run on as many synthetic JPEGs as CUB has: time to the first images, and time per epoch
+    repeat      the same run again: start-up with the compilation cache, and whether scores and weights are equal
+    summary     the main figures of all parts in one table
 
-A part that fails is a line with the reason, and the others go on. The file has everything as JSON, and is complete up
-to the last part that ended. The exit status is 1 if a part failed.
+If a part fails, the benchmark prints the reason and continues with the next part. After each part it writes all figures
+so far to a JSON file. The exit status is 1 if a part failed.
 """
 
 import argparse
@@ -48,22 +48,22 @@ PYTORCH = ("eager", "compile_graphs", "compile_graphs_amp")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "orbax-checkpoint", "torch", "numpy")
 NOT_INSTALLED = "not installed"
 
-Figures = dict[str, Any]  # what a part measured, for JSON; its "summary" has the rows of the last table
+Figures = dict[str, Any]  # results of a part, for JSON; "summary" has its rows in the last table
 
 
 class Comparison(NamedTuple):
-    """Rows of one table."""
+    """Variants to compare in one table."""
 
-    step: str  # one of measurement.STEPS
+    step: str  # one of speed_table.STEPS
     batch_size: int
     variants: tuple[str, ...]  # keys of torch_step.VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much of everything."""
+    """Settings of all parts."""
 
-    golden_options: tuple[str, ...] = ("-m", "gpu")  # which of the golden tests, for pytest
+    golden_options: tuple[str, ...] = ("-m", "gpu")  # pytest options that select the golden tests
     comparisons: tuple[Comparison, ...] = (
         Comparison("train", 32, OURS + PYTORCH),
         Comparison("embed", 128, ("ours_tensorfloat32", "ours_bfloat16", *PYTORCH[1:])),
@@ -79,7 +79,7 @@ class Settings:
         "--config.model.compute_dtype=bfloat16",
         "--config.optim.epochs=3",
     )
-    timeout_seconds: int = 300  # of the golden tests, of a variant's first step and of a run
+    timeout_seconds: int = 300  # for the golden tests, a variant's first step, and a run
 
 
 def version(package: str) -> str:
@@ -90,7 +90,7 @@ def version(package: str) -> str:
 
 
 def nvidia_smi() -> str:
-    """Name, memory and driver of each card, or why there is no answer."""
+    """Returns name, memory and driver of each card, or why nvidia-smi failed."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -102,7 +102,7 @@ def nvidia_smi() -> str:
 
 
 def torch_card() -> str:
-    """Name and memory of the card that PyTorch uses."""
+    """Returns name and memory of the card that PyTorch uses."""
     import torch
 
     if not torch.cuda.is_available():
@@ -112,7 +112,7 @@ def torch_card() -> str:
 
 
 def versions(settings: Settings, work: Path, figures: Figures) -> None:
-    """Which machine and which libraries."""
+    """Machine and library versions."""
     figures["nvidia-smi"] = nvidia_smi()
     figures["JAX's device"] = in_own_process(describe_device)[1]
     figures["Python"], figures["CPU cores"] = platform.python_version(), os.cpu_count()
@@ -125,13 +125,13 @@ def versions(settings: Settings, work: Path, figures: Figures) -> None:
 
 
 def parity(settings: Settings, work: Path, figures: Figures) -> None:
-    """The golden tests in each precision, and the worst distance of each kind.
+    """Golden tests in each precision, and the worst distance of each kind.
 
     Raises:
-        UserError: if a test failed, or none ran.
+        UserError: a test failed, or none ran.
     """
     report = work / "golden.xml"
-    # Properties of a test are not part of pytest's default form of the file.
+    # pytest's default JUnit family does not include the properties of tests.
     words = ["-m", "pytest", "tests/test_golden.py", "-o", "junit_family=xunit1", f"--junitxml={report}"]
     done = subprocess.run(
         [sys.executable, *words, "-p", "no:cacheprovider", *settings.golden_options],
@@ -145,7 +145,7 @@ def parity(settings: Settings, work: Path, figures: Figures) -> None:
     if done.returncode:
         print(done.stdout, file=sys.stderr)
     if not report.exists():
-        raise UserError(f"pytest ended with status {done.returncode} and no report; standard error has its output")
+        raise UserError(f"pytest exited with status {done.returncode} and no report; standard error has its output")
     figures |= read_golden_report(report)
     summary = figures["summary"] = {"golden tests": "{tests}, {failures} failed, {errors} errors".format(**figures)}
     print(f"  {'precision':15} {'distance from the reference':46} {'worst':>8} {'bound':>8}")
@@ -156,11 +156,12 @@ def parity(settings: Settings, work: Path, figures: Figures) -> None:
             summary[f"{row['precision']}: {row['kind']}"] = f"{row['distance']:.1e} (bound {row['bound']:g})"
     print("  {tests} tests, {failures} failures, {errors} errors, {skipped} skipped".format(**figures))
     if done.returncode:
-        raise UserError(f"pytest ended with status {done.returncode}; failed: {', '.join(figures['failed']) or 'none'}")
+        failed = ", ".join(figures["failed"]) or "none"
+        raise UserError(f"pytest exited with status {done.returncode}; failed: {failed}")
 
 
 def read_golden_report(path: Path) -> Figures:
-    """Counts of tests, the names of those that failed, and the distances that `worst_of_each_kind` leaves."""
+    """Reads test counts, the names of failed tests, and the distances that `worst_of_each_kind` selects."""
     suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
     figures: Figures = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     figures["failed"] = [
@@ -174,30 +175,30 @@ def read_golden_report(path: Path) -> Figures:
 
 
 def worst_of_each_kind(distances: Iterable[Figures]) -> list[Figures]:
-    """For each precision and kind the row that is nearest to its bound or furthest beyond it.
+    """Selects, for each precision and kind, the row with the largest distance relative to its bound.
 
     Args:
         distances: rows with "precision", "kind", "of", "distance" and "bound", as `check` in tests/test_golden.py
             records them.
     """
 
-    def share(row: Figures) -> float:
+    def relative(row: Figures) -> float:
         found = row["distance"] / row["bound"]
         return math.inf if math.isnan(found) else found
 
     worst: dict[tuple[str, str], Figures] = {}
     for row in distances:
         key = row["precision"], row["kind"]
-        if key not in worst or share(row) > share(worst[key]):
+        if key not in worst or relative(row) > relative(worst[key]):
             worst[key] = row
     return list(worst.values())
 
 
 def steps(settings: Settings, work: Path, figures: Figures) -> None:
-    """Training and embedding steps, ours and PyTorch's.
+    """Speed of training and embedding steps, ours compared with PyTorch's.
 
     Raises:
-        UserError: if a variant failed.
+        UserError: a variant failed.
     """
     figures["rows"], figures["compared"], figures["summary"] = [], [], {}
     failures: list[str] = []
@@ -222,9 +223,9 @@ def steps(settings: Settings, work: Path, figures: Figures) -> None:
 
 
 def compare_with_pytorch(rows: Sequence[Measurement]) -> list[Figures]:
-    """Ratios of our speed to PyTorch's best, of rows with the same step and batch size.
+    """Computes the ratios of our speed to PyTorch's best, from rows with the same step and batch size.
 
-    bfloat16 is compared with all of PyTorch's, and TF32 with those of PyTorch's that do not use bfloat16.
+    Our bfloat16 is compared with all PyTorch variants, our TF32 with the PyTorch variants that do not use bfloat16.
     """
     found = []
     for ours, kind, dtypes in (
@@ -242,17 +243,17 @@ def compare_with_pytorch(rows: Sequence[Measurement]) -> list[Figures]:
 
 
 def best_of_ours(step: str, rows: Sequence[Figures]) -> Figures | None:
-    """The fastest of our rows of a step, of any batch size."""
+    """Returns the fastest of our rows of a step, with any batch size."""
     ours = [row for row in rows if row["step"] == step and row["variant"] in OURS and "error" not in row]
     return max(ours, key=lambda row: row["images_per_second"], default=None)
 
 
 def train(settings: Settings, work: Path, run: str, figures: Figures) -> None:
-    """Trains on the drawn images, and prints how long it took."""
+    """Trains on the synthetic images and prints the times."""
     command = [*settings.train_program, "--config", "configs/cub.py", f"--config.data.root={work / 'cub'}"]
     command += settings.train_options
     figures |= gpu_run.train(command, work / run, work / "cache", settings.timeout_seconds)
-    print(f"  compile cache: {figures['compile_cache']}; the whole command took {figures['command_seconds']:.1f} s")
+    print(f"  compilation cache: {figures['compile_cache']}; the whole command took {figures['command_seconds']:.1f} s")
     moments = ", ".join(f"{name} {seconds:.1f}" for name, seconds in figures["seconds_from_command"].items())
     print(f"  seconds from the command: {moments} ({figures['first_images']} images)")
     for line in (work / run / "log.txt").read_text().splitlines():
@@ -264,13 +265,13 @@ def train(settings: Settings, work: Path, run: str, figures: Figures) -> None:
 
 
 def epoch(settings: Settings, work: Path, figures: Figures) -> None:
-    """A run on images as many as CUB has."""
+    """Training run on as many synthetic images as CUB has."""
     start = time.perf_counter()
     counts = {"training": settings.training_images, "test": settings.test_images, "classes": settings.classes}
     figures["images"] = counts | {"kb": gpu_run.draw_cub(work / "cub", **counts)}
     figures["draw_seconds"] = time.perf_counter() - start
     drawn = "{training:,} + {test:,} JPEGs of {classes} classes, {kb:.0f} kB each".format(**figures["images"])
-    print(f"  drew {drawn}, in {figures['draw_seconds']:.1f} s", flush=True)
+    print(f"  wrote {drawn}, in {figures['draw_seconds']:.1f} s", flush=True)
     train(settings, work, "first", figures)
     before, *epochs = figures["epochs"]
     figures["summary"] |= {
@@ -283,15 +284,15 @@ def epoch(settings: Settings, work: Path, figures: Figures) -> None:
 
 
 def joined(records: Iterable[Figures], name: str, form: str, unit: str = "") -> str:
-    """One value of each record, as text."""
+    """Formats one field of all records as text."""
     return ", ".join(f"{record[name]:{form}}{unit}" for record in records)
 
 
 def repeat(settings: Settings, work: Path, figures: Figures) -> None:
-    """The same run again, and whether it came to the same.
+    """The same training run again, and whether its results are equal.
 
     Raises:
-        UserError: if there is no first run.
+        UserError: there is no first run.
     """
     first, second = work / "first", work / "second"
     if not (first / "metrics.jsonl").exists():
@@ -310,19 +311,19 @@ def repeat(settings: Settings, work: Path, figures: Figures) -> None:
     figures["summary"] |= compared
 
 
-Part = Callable[[Settings, Path, Figures], None]  # fills in the figures; what is there when it raises is kept
+Part = Callable[[Settings, Path, Figures], None]  # fills in the figures; if it raises, the figures so far are kept
 PARTS: dict[str, Part] = {part.__name__: part for part in (versions, parity, steps, epoch, repeat)}
 
 
 def measure(settings: Settings, path: Path) -> bool:
-    """Runs all parts and writes the file after each.
+    """Runs all parts and writes the JSON file after each.
 
     Args:
-        settings: how much of everything.
-        path: of the JSON. "parts" has the figures and the seconds of each part, and "error" for one that failed.
+        settings: of all parts.
+        path: of the JSON file. "parts" has the figures and the seconds of each part, and "error" if the part failed.
 
     Returns:
-        Whether no part failed.
+        Whether all parts succeeded.
     """
     report: Figures = {"settings": dataclasses.asdict(settings), "parts": {}}
     start = time.perf_counter()
@@ -333,7 +334,7 @@ def measure(settings: Settings, path: Path) -> bool:
             began = time.perf_counter()
             try:
                 part(settings, Path(work), figures)
-            except Exception as error:  # the other parts are worth having
+            except Exception as error:  # the other parts must still run
                 if not isinstance(error, UserError):
                     traceback.print_exc()
                 figures["error"] = describe(error)
@@ -343,7 +344,7 @@ def measure(settings: Settings, path: Path) -> bool:
             report["seconds"] = time.perf_counter() - start
             replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
             print(f"  took {figures['seconds']:.0f} s", flush=True)
-    print("summary: the figures of the parts")
+    print("summary: the main figures of all parts")
     for name, figures in report["parts"].items():
         print_summary(figures.get("summary", {}))
         if "error" in figures:
@@ -359,14 +360,14 @@ def print_summary(rows: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where to write (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="output file (default: %(default)s)")
     options = parser.parse_args()
     found, device = in_own_process(describe_device)
     with exit_on_user_error():
         if found != "gpu":
             raise UserError(
-                f"JAX finds no GPU but {device}. This benchmark needs one: install with pip install -e '.[cuda]', and "
-                "see that nvidia-smi lists the GPU."
+                f"JAX finds no GPU, only {device}. This benchmark needs a GPU: install with pip install -e '.[cuda]', "
+                "and check that nvidia-smi lists the GPU."
             )
         if not measure(Settings(), options.json):
             raise UserError("a part failed; the reasons are above")

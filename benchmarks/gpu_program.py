@@ -1,53 +1,63 @@
-"""Compiles our train and embed steps for described H100s, on a machine that needs none, and accounts for the programs.
+"""Compiles our training and embedding steps for H100s, on a machine without a GPU, and counts kernels and bytes.
 
     python -m benchmarks.gpu_program [--steps train embed] [--dtypes float32 tensorfloat32 bfloat16] [--devices 1 8]
 
-It needs JAX's CUDA plugin (`pip install "jax[cuda13]"`, about 3 GB), but neither a GPU nor its driver; where they
-are missing, set JAX_PLATFORMS=cpu, or the plugin looks for them and gives up. It prints
+It needs JAX's CUDA plugin (`pip install "jax[cuda13]"`, about 3 GB), but neither a GPU nor a driver. Without a driver,
+set JAX_PLATFORMS=cpu; otherwise the plugin looks for one and fails. The benchmark prints
 
-- the kernels of a step (fusions, library calls, copies), its CUDA graphs, and what is launched outside them;
-- the gigabytes that operands and results span (an upper estimate: a fusion that reads a part counts the whole);
-- copies, collectives with what they carry and what is launched before they have to be done, and memory;
+- the kernels of a step (fusions, library calls, copies), its CUDA graphs, and the launches outside them;
+- the gigabytes of operands and results. This is an upper estimate, because a fusion that reads a slice of an operand
+  counts the whole operand;
+- copies, collectives with their bytes and overlapped launches, and memory;
 - three lower bounds in milliseconds: launches at 3 µs each (less in CUDA graphs), memory traffic at 3.35 TB/s, and the
-  arithmetic of the convolutions at the peak rate of the cores that compute the type.
+  arithmetic of the convolutions at the device's peak FLOP/s for the dtype.
 
-No time is measured. XLA cannot tune without a GPU, so on one it may choose other kernels.
+No time is measured. XLA cannot autotune without a GPU, so it may choose other kernels on a real one.
 
-The training step of 32 images on one H100, with jax 0.10.2. Rows between the first and the last were taken while the
-code moved.
+Counts for the training step of 32 images on one H100, with jax 0.10.2. The rows between the first and the last were
+taken during development.
 
-    1x1 convolutions as matrix products, gradients by differentiation   float32   1,468 kernels  16.26 GB
-    BatchNorm and ReLU with a gradient of their own; pools that gather;
-      1x1 convolutions of a block as one; averages after projections    float32   1,123           8.88
-    the same, but for the pools' gradient                               bfloat16  1,149           5.18
-    pools by platform, both sums of BatchNorm in two short stages,
-      the state not donated                                             bfloat16    740           5.28
-    both sums in one reduction, gradients of vectors gathered           float32     721           8.67
-                                                                        bfloat16    737           4.74
-    kernels with their output channels first                            float32     661           8.56
-                                                                        bfloat16    721           4.71
-    BatchNorm as a factor and an offset, its guess taken in the pass    float32     641           8.08
-                                                                        bfloat16    692           4.64
+    variant                                                             dtype     kernels        GB    copies
+    1x1 convolutions as matrix products, gradients by differentiation   float32     1,468     16.26
+    BatchNorm + ReLU with a custom gradient; pools that gather; one     float32     1,123      8.88
+      convolution for the 1x1 convolutions of a block; average pools
+      after projections
+    the same, except for the pools' gradient                            bfloat16    1,149      5.18
+    pools by platform; both sums of BatchNorm in two short stages;      bfloat16      740      5.28
+      state not donated
+    both sums in one reduction; gradients of vectors gathered           float32       721      8.67
+                                                                        bfloat16      737      4.74
+    kernels with output channels first                                  float32       661      8.56
+                                                                        bfloat16      721      4.71
+    BatchNorm as a factor and an offset; its estimate of the mean       float32       641      8.08
+      computed in the same pass                                         bfloat16      692      4.64
+    state donated (copies of 0.01 GB), so addresses repeat from step    float32       668      8.09        27
+      to step                                                           bfloat16      730      4.64        38
+    state's vectors packed; moments in one array; a pool's gradient     float32       608                   3
+      from four windows; stem by blocks                                 bfloat16      631                   1
 
-    the state donated (27 and 38 copies, 0.01 GB), so its addresses     float32     668           8.09
-      repeat from step to step                                          bfloat16    730           4.64
-    vectors of the state packed, moments in one array, a pool's         float32     608
-      gradient from four windows, the stem by blocks (3 and 1 copies)   bfloat16    631
+The last row has no bytes, because 40 fusions of the optimiser each read a slice of the moments and would each count all
+of them.
 
-The last row has no bytes: 40 fusions of the optimiser each read a part of the moments, and the whole would be counted.
+The embedding step of 32 images, with BatchNorm folded, has no copies:
 
-The embedding step of 32 images with BatchNorm folded: 90 kernels and 1.87 GB in float32, 130 and 1.06 GB in bfloat16,
-no copy. Each program is one CUDA graph with nothing launched outside it, in each precision, on one GPU and on eight.
+    dtype       kernels      GB
+    float32          90    1.87
+    bfloat16        130    1.06
 
-The training step on each of eight H100s, 32 images on each. Some 60 of the kernels gather BatchNorm's sums from all
-devices, and about 150 more follow from there being several.
+Each program is one CUDA graph with no launches outside it, in each precision, on one GPU and on eight.
 
-    gradients added up as XLA chooses: 11 and 30 MB, 21 in bfloat16;    float32     859 kernels   9.49 GB
-      convolutions run during the 11 MB only                            bfloat16    911           5.65
-    at most 5 MB at a time: 11 parts above 1 MB, 5 in bfloat16;         float32     873           8.44
-      convolutions run during all but the last                          bfloat16    919           4.94
-    the state packed, pools and stem as above; 10 parts, 5 in bfloat16  float32     838
-                                                                        bfloat16    862
+The training step on each of eight H100s, with 32 images on each. About 60 of the kernels gather BatchNorm's sums from
+all devices, and about 150 more come from running on several devices. The last column has the buckets whose all-reduce
+overlaps convolutions.
+
+    all-reduce of the gradients     dtype       kernels      GB    buckets          overlapped
+    XLA's default buckets           float32         859    9.49    11 MB, 30 MB     the 11 MB
+                                    bfloat16        911    5.65    21 MB            none
+    buckets of at most 5 MB         float32         873    8.44    11 above 1 MB    all but the last
+                                    bfloat16        919    4.94    5 above 1 MB     all but the last
+    the same; state packed,         float32         838            10 above 1 MB
+      pools and stem as above       bfloat16        862            5 above 1 MB
 """
 
 import argparse
@@ -72,7 +82,7 @@ from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.sharding import AXIS, Layout
 
-# XLA's own words for an H100 of 80 GB (SXM).
+# XLA's description of an H100 with 80 GB (SXM).
 H100 = """
 platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
 runtime_version { major: 12 minor: 8 } dnn_version_info { major: 9 minor: 7 }
@@ -97,22 +107,22 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 class Account(NamedTuple):
-    """What a compiled step is made of."""
+    """Counts of a compiled step."""
 
     instructions: list[Instruction]
     graphs: int  # CUDA graphs
-    outside: collections.Counter[str]  # what is launched outside them, by XLA's kind of thunk
-    peak_bytes: int  # arguments, results and what lies between, at most at once
+    outside: collections.Counter[str]  # launches outside them, by kind of thunk
+    peak_bytes: int  # arguments, results and temporary arrays
     flops: float  # of one device
 
     def total(self, prefix: str = "") -> tuple[int, float]:
-        """How many instructions there are of the kinds that begin so, and the gigabytes that they span."""
+        """Returns the number of instructions whose kind has this prefix, and the gigabytes of operands and results."""
         chosen = [each for each in self.instructions if each.kind.startswith(prefix)]
         return len(chosen), sum(each.result_bytes + each.operand_bytes for each in chosen) / 1e9
 
 
 def describe_h100s(count: int) -> Layout:
-    """That many H100s in one host, which need not exist: programs can be compiled for them and not run."""
+    """Returns a layout of H100s in one host. They need not exist: programs can be compiled for them, but not run."""
     try:
         topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}")
     except (RuntimeError, NotImplementedError, KeyError) as error:
@@ -121,7 +131,7 @@ def describe_h100s(count: int) -> Layout:
 
 
 def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
-    """Traces one of our steps as a run on GPUs compiles it."""
+    """Traces and lowers one of our steps, with the options of a run on GPUs."""
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=183)
     config = ModelConfig(embedding_dim=EMBEDDING_DIM, compute_dtype=dtype)
     graph, state = steps.init_state(config, optimizer, classes=CLASSES, seed=0)
@@ -129,8 +139,8 @@ def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
     def describe(leaf: jax.Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=layout.divided)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout.divided)
+    images = jax.ShapeDtypeStruct((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8, sharding=layout.sharded)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout.sharded)
     options = steps.compiler_options("gpu")
     if step == "embed":
         embed_step: Any = steps.make_embed_step(graph, layout, options=options)
@@ -142,7 +152,7 @@ def lower(step: str, dtype: str, batch_size: int, layout: Layout) -> Any:
 
 
 def compile_for(step: str, dtype: str, batch_size: int, layout: Layout) -> Account:
-    """Compiles one of our steps. Two cores take half a minute to two minutes."""
+    """Compiles one of our steps. This takes two cores half a minute to two minutes."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lower(step, dtype, batch_size, layout).compile(compiler_options={"xla_dump_to": folder})
         (thunks,) = Path(folder).glob("*.thunk_sequence_after_thunk_passes.txt")
@@ -169,16 +179,16 @@ def report(title: str, account: Account, dtype: str) -> None:
     )
     print(f"  CUDA graphs {account.graphs}, outside them {sum(account.outside.values())} {dict(account.outside)}")
     copies = [each for each in account.instructions if each.kind.startswith("copy")]
-    largest = max((each.result_bytes for each in copies if each.largest_dims == 4), default=0)
-    print(f"  copies {len(copies)}, the largest of four dimensions {largest / 1e6:.2f} MB")
+    largest = max((each.result_bytes for each in copies if each.result_rank == 4), default=0)
+    print(f"  copies {len(copies)}, the largest with four dimensions {largest / 1e6:.2f} MB")
     for name in COLLECTIVES:
         chosen = [each for each in account.instructions if each.kind.startswith(name)]
         if chosen:
-            hidden = sum(each.meanwhile > 0 for each in chosen)
-            print(f"  {name} {len(chosen)}, {hidden} of them with launches meanwhile")
+            overlapped = sum(each.overlapped_launches > 0 for each in chosen)
+            print(f"  {name} {len(chosen)}, {overlapped} of them overlapped")
         for each in chosen:
-            if each.operand_bytes > 1e6:  # the others would be a page of BatchNorm's
-                print(f"    {each.operand_bytes / 1e6:.1f} MB, {each.meanwhile} launches meanwhile")
+            if each.operand_bytes > 1e6:  # the small ones are BatchNorm's and would fill a page
+                print(f"    {each.operand_bytes / 1e6:.1f} MB, {each.overlapped_launches} overlapped launches")
     for kind, count in collections.Counter(each.kind for each in account.instructions).most_common():
         print(f"  {kind:36} {count:5} {account.total(kind)[1]:8.3f} GB")
     sys.stdout.flush()
@@ -189,7 +199,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", choices=("train", "embed"), default=["train", "embed"])
     parser.add_argument("--dtypes", nargs="+", choices=FLOPS_PER_SECOND, default=list(FLOPS_PER_SECOND))
     parser.add_argument("--devices", nargs="+", type=integer(COUNT), default=[1, 8])
-    parser.add_argument("--batch_size", type=integer(PAIR), default=32, help="images a device")
+    parser.add_argument("--batch_size", type=integer(PAIR), default=32, help="images per device (default: %(default)s)")
     arguments = parser.parse_args()
     for devices in arguments.devices:
         layout = describe_h100s(devices)

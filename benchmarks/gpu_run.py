@@ -1,4 +1,4 @@
-"""The main job for `benchmarks.gpu`: draws images, as many as CUB has, trains on them, and compares two runs' bits."""
+"""Training runs for `benchmarks.gpu`: draws synthetic images, trains on them, and compares two runs bit by bit."""
 
 import json
 import os
@@ -23,30 +23,30 @@ from proxynca_jax.runs.log import Record
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 375, 500  # pixels, of most of CUB's photographs
-NOISE = 5.0  # levels of 255, standard deviation; with it a file has 50 to 100 kB
+NOISE = 5.0  # standard deviation, in levels of 255; files then have 50 to 100 kB
 QUALITY = 90  # of the JPEGs
-MOMENTS = {  # lines of a run's output
+MOMENTS = {  # lines of a run's output that mark its progress
     "compiled": re.compile(r"compiled in "),
     "first_evaluation": re.compile(r"epoch -1 "),
-    "first_images": re.compile(r"epoch 0  (\d+)/"),  # a step waits for its loss before it prints this
+    "first_images": re.compile(r"epoch 0  (\d+)/"),  # the run waits for the loss of a step before it prints this
 }
-# What differs from one execution of the same run to the next.
-CLOCKS = {"train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds"}
+# Fields of records that depend on time, so they differ between two executions of the same run.
+TIME_FIELDS = {"train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds"}
 
 
 def draw_cub(root: Path, *, training: int, test: int, classes: int) -> float:
-    """Draws JPEGs in CUB's layout, no two alike, in as many threads as there are cores.
+    """Draws JPEGs, all different, in CUB's folder layout. Uses as many threads as there are cores.
 
-    The colours of an image have nothing to do with its class, so nothing can be learned from them.
+    The images do not depend on their classes, so a network cannot learn anything from them.
 
     Args:
         root: an empty folder.
-        training: images of the first half of the classes.
-        test: images of the other half.
-        classes: an even number.
+        training: number of images of the first half of the classes.
+        test: number of images of the second half.
+        classes: number of classes, even.
 
     Returns:
-        kB of a file, on average.
+        Mean size of a file in kB.
     """
     noise = np.random.default_rng(0).normal(0, NOISE, (2 * HEIGHT, 2 * WIDTH, 3)).astype(np.int16)
     halves = np.split(np.arange(classes), 2)
@@ -65,11 +65,11 @@ def draw_cub(root: Path, *, training: int, test: int, classes: int) -> float:
 
 
 def draw_photograph(seed: int, noise: np.ndarray) -> bytes:
-    """A JPEG of coloured blobs and a random crop of noise.
+    """Draws coloured blobs plus a random crop of noise, and returns them as a JPEG.
 
     Args:
-        seed: another one gives another image.
-        noise: int16, (2 * HEIGHT, 2 * WIDTH, 3).
+        seed: each seed gives another image.
+        noise: int16 of shape (2 * HEIGHT, 2 * WIDTH, 3).
     """
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(30, 226, (6, 8, 3), np.uint8))
@@ -84,18 +84,19 @@ def train(command: Sequence[str], run: Path, cache: Path, timeout_seconds: float
 
     Args:
         command: arguments of Python, without `--run`.
-        run: a folder that does not exist yet.
-        cache: the folder for compiled programs.
+        run: the folder of the run, which must not exist yet.
+        cache: XDG_CACHE_HOME, with the compilation cache.
         timeout_seconds: the run is killed if it takes longer.
 
     Returns:
-        Seconds since the command was given for each of MOMENTS, how many images were trained at the last of them, and
-        the run's records, as "epochs": before training and after each epoch. All of it can be written as JSON.
+        A JSON-serialisable dict. "seconds_from_command" has, for each of MOMENTS, the seconds since the start of the
+        command; "first_images" the number of images trained at the last of them; "epochs" the run's records, before
+        training and after each epoch.
 
     Raises:
-        UserError: if the run ends with another status than 0.
+        UserError: the run exits with a status other than 0.
     """
-    # The environment variable would win over XDG_CACHE_HOME, and JAX would then keep only what compiles for long.
+    # JAX_COMPILATION_CACHE_DIR would take precedence over XDG_CACHE_HOME. JAX would then cache only slow compilations.
     kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     filled = cache.exists()
     errors = run.with_name(f"{run.name}.err")
@@ -120,7 +121,7 @@ def train(command: Sequence[str], run: Path, cache: Path, timeout_seconds: float
     if process.returncode:
         print(errors.read_text(), file=sys.stderr)
         last = (errors.read_text().strip().splitlines() or ["nothing on standard error"])[-1]
-        raise UserError(f"the run ended with status {process.returncode} (limit: {timeout_seconds:g} s): {last}")
+        raise UserError(f"the run exited with status {process.returncode} (limit: {timeout_seconds:g} s): {last}")
     return {
         "compile_cache": "filled" if filled else "empty",
         "command": list(command),
@@ -135,11 +136,12 @@ def watch(lines: Iterator[str] | Sequence[str], start: float) -> tuple[dict[str,
     """Reads a run's output until it ends.
 
     Args:
-        lines: of standard output, as they come.
-        start: when the command was given, on `time.perf_counter`.
+        lines: of standard output, as they arrive.
+        start: time of the command's start, by `time.perf_counter`.
 
     Returns:
-        Seconds from then to the first line of each of MOMENTS, and the images that the last of these had counted.
+        Seconds from the start to the first line of each of MOMENTS, and the number of images in the last of these
+        lines.
     """
     seconds: dict[str, float] = {}
     images = 0
@@ -152,31 +154,31 @@ def watch(lines: Iterator[str] | Sequence[str], start: float) -> tuple[dict[str,
 
 
 def read_records(run: Path) -> list[Record]:
-    """The records of a run: before training and after each epoch."""
+    """Reads the records of a run: before training and after each epoch."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def different_records(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
-    """What differs between the records of two runs, CLOCKS aside: a line for each value."""
+    """Lists the differences between the records of two runs, one line per value. TIME_FIELDS are ignored."""
     if len(first) != len(second):
         return [f"{len(first)} records and {len(second)}"]
     return [
         f"epoch {one['epoch']} {name}: {one.get(name)} and {other.get(name)}"
         for one, other in zip(first, second, strict=True)
-        for name in sorted((one.keys() | other.keys()) - CLOCKS)
+        for name in sorted((one.keys() | other.keys()) - TIME_FIELDS)
         if one.get(name) != other.get(name)
     ]
 
 
 def read_arrays(run: Path) -> dict[str, np.ndarray]:
-    """Every array of the latest checkpoint of a run, network, proxies and optimiser, by its path.
+    """Reads all arrays of a run's latest checkpoint, by path: network, proxies and optimiser.
 
     Raises:
-        UserError: if there is not exactly one.
+        UserError: the run does not have exactly one latest checkpoint.
     """
-    import orbax.checkpoint as ocp  # takes seconds, and each process of the benchmark imports this module
+    import orbax.checkpoint as ocp  # the import takes seconds, and each process of the benchmark imports this module
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of metadata that items of a checkpoint do not have
+    logging.set_verbosity(logging.ERROR)  # Orbax warns if items of a checkpoint have no metadata
     folders = [path for path in (run / "checkpoints" / "latest").absolute().glob("*") if path.name.isdigit()]
     if len(folders) != 1:
         raise UserError(f"{run} has {len(folders)} latest checkpoints, not 1")
@@ -192,7 +194,7 @@ def read_arrays(run: Path) -> dict[str, np.ndarray]:
 
 
 def different_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the arrays that do not have the same bits in both, or are missing in one."""
+    """Returns the names of the arrays whose bits differ, or that one side does not have."""
 
     def bits(array: np.ndarray | None) -> Any:
         return array if array is None else (array.dtype, array.shape, array.tobytes())
@@ -201,6 +203,6 @@ def different_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.nd
 
 
 def compare_checkpoints(first: Path, second: Path) -> tuple[int, list[str]]:
-    """How many arrays the latest checkpoint of the first run has, and which of them differ in the second."""
+    """Compares the latest checkpoints of two runs. Returns the number of arrays and the names of those that differ."""
     arrays = read_arrays(first)
     return len(arrays), different_arrays(arrays, read_arrays(second))

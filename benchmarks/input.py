@@ -1,36 +1,40 @@
-"""Times the input pipeline beside the reference's, in images/s, after comparing their pixels.
+"""Benchmarks the input pipelines in images/s, ours compared with the reference's, and checks that pixels are equal.
 
     python -m benchmarks.input [--images 768] [--repeats 5] [--threads 2] [--pipelines reference ours] [--json FILE]
 
-It needs torchvision and a torch in an environment of its own, in which this package is installed, too: the CPU builds
-of torch and PyPI's torchvision do not fit each other, so that elsewhere torchvision would disturb.
+It needs torch and torchvision, in an environment of their own in which this package is installed too. The CPU builds of
+torch and PyPI's torchvision are incompatible, so torchvision would break other environments.
 
     python -m venv input && . input/bin/activate
     pip install . torch==2.13.0 && pip install --no-deps torchvision==0.28.0
 
-The images are drawn: parts of scikit-learn's two photographs as JPEGs of 500 to 700 pixels a side, with grain, about
-100 kB each. The pipelines take turns, each in a process of its own, over all images four times, from opening the first
-epoch to the last batch; a few batches run before. For the reference the four are one epoch, since starting its worker
-processes costs 0.1 s, which would count for more here than in an epoch of CUB. A core is a second of the processor's
-time, of all processes and threads.
+The images are synthetic: crops of scikit-learn's two photographs with noise, as JPEGs of 500 to 700 pixels per side and
+about 100 kB. The pipelines take turns, each in a process of its own. After a few warm-up batches, each pipeline reads
+all images four times. The time runs from the start of the first epoch to the last batch. For the reference the four
+passes are one epoch. Starting its worker processes takes 0.1 s, which would count for more here than in an epoch of
+CUB. Images/s per core are images per second of processor time, summed over all processes and threads.
 
-`cache` reads decoded images from `data.cache`, `shrunk_cache` images that `data.max_side` has shrunk to 400 pixels, and
-`device` is what is left to the host where the images lie in device memory. Writing the cache and reading the sizes of
-images, both done once in a run, is not counted.
+    reference       the reference's pipeline: torchvision transforms in a torch DataLoader
+    ours            our pipeline, from JPEG files
+    cache           reads decoded images from `data.cache`
+    shrunk_cache    the same, with images that `data.max_side` has shrunk to 400 pixels
+    device          the host's part if the images are in device memory
+
+The one-time work of a run, writing the cache and reading the sizes of images, is not timed.
 
 Measured with 2 threads or processes each on 2 cores of an AMD EPYC, medians of 3 over 768 images (torchvision 0.28.0,
 torch 2.13.0, Pillow 13.0.0, simplejpeg 1.9.0, grain 0.2.18):
 
-                      images/s a core    ratio
-    reference               230           1.00
-    ours                    375           1.63
-    cache                   591           2.57
-    shrunk_cache            990           4.30
-    device                9,063           39.4
+                    images/s per core    ratio
+    reference                     230     1.00
+    ours                          375     1.63
+    cache                         591     2.57
+    shrunk_cache                  990     4.30
+    device                      9,063     39.4
 
-The pixels of `ours` and `cache` are the reference's, those of `device` within a level of them; shrinking changes them.
-Of an image's 2.7 ms in `ours`, libjpeg-turbo takes 1.27 to decode it, Pillow 0.13 to copy its crop and 1.04 to resize
-it, so that without all the rest it would be 1.8 times the reference's images/s.
+The pixels of `ours` and `cache` equal the reference's. Those of `device` differ by at most one level. Shrinking changes
+pixels. Of the 2.7 ms per image in `ours`, libjpeg-turbo takes 1.27 ms to decode it, and Pillow takes 0.13 ms to copy
+the crop and 1.04 ms to resize it. With these three alone, the throughput would be 1.8 times the reference's.
 """
 
 import argparse
@@ -61,9 +65,9 @@ from proxynca_jax.data.transforms import crop_and_resize, decode, draw_crop, ima
 from proxynca_jax.machine.arguments import integer
 
 BATCH = 32
-PASSES = 4  # over the images in a measurement
-DRAWN_SIDES = (500, 701)  # pixels, of an image's side
-MAX_SIDE = 400  # pixels, of the shrunk images
+PASSES = 4  # over the images per measurement
+DRAWN_SIDES = (500, 701)  # range of an image's side in pixels, half-open
+MAX_SIDE = 400  # longer side of the shrunk images in pixels
 WARM_UP_IMAGES = 4 * BATCH
 
 
@@ -129,10 +133,10 @@ def processor_seconds() -> float:
 
 
 def measure(name: str, paths: list[Path], config: DataConfig) -> dict[str, float]:
-    """Images a second, of the clock and of the processor."""
+    """Measures images per second of wall time and per second of processor time."""
     for _ in PIPELINES[name](paths[:WARM_UP_IMAGES], config):
         pass
-    opened = PIPELINES[name](paths, config)  # writes the cache, or reads the images' sizes, as is done once in a run
+    opened = PIPELINES[name](paths, config)  # does the one-time work: writes the cache, or reads the images' sizes
     start, processor_start, batches = time.perf_counter(), processor_seconds(), 0
     for _ in opened:
         batches += 1
@@ -141,7 +145,7 @@ def measure(name: str, paths: list[Path], config: DataConfig) -> dict[str, float
 
 
 def compare_pixels(paths: list[Path], config: DataConfig) -> None:
-    """Exits unless both make the same pixels of all images for evaluation, and of their training crops."""
+    """Exits unless ours and the reference's pixels are equal: all images for evaluation, and one training crop each."""
     rng = np.random.default_rng(0)
     batches = evaluation_batches(make_split(paths), config, batch_size=1)
     for path, batch in zip(paths, batches, strict=True):
@@ -153,7 +157,7 @@ def compare_pixels(paths: list[Path], config: DataConfig) -> None:
         ):
             if not np.array_equal(pixels, theirs):
                 sys.exit(f"{path}: pixels differ for {what}, by up to {np.abs(pixels - theirs.astype(int)).max()}")
-    print(f"pixels of {len(paths)} images: the same, for evaluation and for a training crop of each")
+    print(f"pixels of {len(paths)} images are equal, for evaluation and for one training crop each")
 
 
 def in_a_process(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -165,7 +169,7 @@ def in_a_process(name: str, folder: Path, arguments: argparse.Namespace) -> dict
 
 
 def print_table(runs: dict[str, list[dict[str, float]]]) -> None:
-    print(f"{'pipeline':>14} {'images/s':>9} {'from':>6} {'to':>6} {'ratio':>6} {'images/s a core':>16} {'ratio':>6}")
+    print(f"{'pipeline':>14} {'images/s':>9} {'from':>6} {'to':>6} {'ratio':>6} {'images/s/core':>16} {'ratio':>6}")
     medians = {
         name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
     }
@@ -184,10 +188,13 @@ def main() -> None:
     parser.add_argument("--images", type=integer(COUNT), default=768)
     parser.add_argument("--repeats", type=integer(COUNT), default=5)
     parser.add_argument(
-        "--threads", type=integer(COUNT), default=os.cpu_count(), help="ours, and processes of the reference"
+        "--threads",
+        type=integer(COUNT),
+        default=os.cpu_count(),
+        help="threads of ours, and worker processes of the reference (default: all cores)",
     )
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file, too")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
-"""The reference's input pipeline for `benchmarks.input`: torchvision's transforms in a torch DataLoader.
+"""The reference's input pipeline for `benchmarks.input`: torchvision transforms in a torch DataLoader.
 
-As the reference has it: a decoded image is split into its bands to see whether it is grey; random resized crop and
-mirror, or resize and centre crop; then, image by image in float32 on the host, 0-1, 0-255, minus the mean, BGR.
+The steps are the reference's. Each decoded image is split into its bands, to find out whether it is grey. Training
+takes a random resized crop and flips it at random; evaluation resizes and takes the centre crop. Then the host scales
+each image in float32 to 0-1, scales it to 0-255, subtracts the mean and converts it to BGR.
 """
 
 from pathlib import Path
@@ -18,8 +19,8 @@ MEAN = (128.0, 117.0, 104.0)  # RGB
 
 
 def _import_transforms():
-    # PyTorch's CPU build and PyPI's torchvision do not fit: its operators are missing, and its import asks for two of
-    # them by name. Transforms of Pillow images use none.
+    # PyTorch's CPU build and PyPI's torchvision are incompatible: torchvision's operators are missing, and its import
+    # needs two of them by name. Transforms of Pillow images use none.
     try:
         from torchvision import transforms
     except RuntimeError:
@@ -64,11 +65,11 @@ def training_loader(paths: list[Path], *, batch_size: int, workers: int) -> Data
 
 
 def evaluation_pixels(path: Path) -> np.ndarray:
-    """RGB bytes of the evaluation transform."""
+    """Returns the result of the evaluation transform as RGB uint8."""
     tensor = EVALUATION(_open(path))[[2, 1, 0]] + torch.tensor(MEAN)[:, None, None]
     return tensor.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def crop(path: Path, box: Box) -> np.ndarray:
-    """RGB bytes of a training crop."""
+    """Returns a training crop as RGB uint8."""
     return np.asarray(transforms.functional.resized_crop(_open(path), *box, [SIZE, SIZE]))

@@ -1,11 +1,13 @@
-"""Trains the PyTorch network and ours side by side, from the same weights on the same batches, and compares losses.
+"""Compares training losses step by step: ours and PyTorch's, from the same weights on the same batches.
 
     python -m benchmarks.lockstep [--setting cub|sop] [--steps 20] [--batch-size 8] [--output lockstep.png]
 
-The images are glyphs at 227 pixels through our pipeline; both learning rates fall every ten steps. A third run is
-PyTorch's in float64: what PyTorch itself loses to float32 is the yardstick for the distance between the two.
+The images are glyphs at 227 pixels through our pipeline. Both learning rates decay every ten steps. A third run is
+PyTorch in float64. Its difference from PyTorch in float32 shows the effect of rounding, which is the baseline for our
+difference from PyTorch.
 
-Measured over 20 steps, losses from 8 to 19, on a 2-core AMD EPYC, jax 0.10.2, torch 2.13.0:
+Absolute differences of the losses, measured over 20 steps on a 2-core AMD EPYC with jax 0.10.2 and torch 2.13.0. The
+losses themselves are from 8 to 19.
 
     setting                    at step 1           median              largest
     cub   ours - PyTorch       3.5e-05             5.3e-03             1.6e-02
@@ -13,10 +15,10 @@ Measured over 20 steps, losses from 8 to 19, on a 2-core AMD EPYC, jax 0.10.2, t
     sop   ours - PyTorch       7.2e-05             4.0e-03             1.2e-02
           PyTorch - float64    7.3e-05             3.2e-03             2.0e-02
 
-The rows of sop are from before the network's sums were reordered for speed.
+The rows of sop were measured before the network's sums were reordered for speed.
 
-The two agree as well as PyTorch agrees with itself in float64. From the second step on the distance is a hundred times
-that of the first, in both comparisons alike.
+Our losses agree with PyTorch's as well as PyTorch's float32 losses agree with its float64 losses. From the second step
+on, the differences of both comparisons are a hundred times those of the first step.
 """
 
 import argparse
@@ -48,7 +50,7 @@ Losses = Iterator[float]
 
 
 def flax_losses(batches: list[Batch], loss: LossConfig, optim: OptimConfig, classes: int) -> Losses:
-    """Yields our loss at each step."""
+    """Trains our network and yields its loss at each step."""
     optimizer = make_optimizer(optim, steps_per_epoch=EPOCH_STEPS)
     graph, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
     train_step = steps.make_train_step(graph, loss, optimizer)
@@ -60,7 +62,7 @@ def flax_losses(batches: list[Batch], loss: LossConfig, optim: OptimConfig, clas
 def torch_losses(
     batches: list[Batch], loss: LossConfig, optim: OptimConfig, classes: int, dtype: torch.dtype
 ) -> Losses:
-    """Yields PyTorch's loss at each step, from the weights that `flax_losses` starts from."""
+    """Trains PyTorch's network, from the same weights as `flax_losses`, and yields its loss at each step."""
     optimizer = make_optimizer(optim, steps_per_epoch=EPOCH_STEPS)
     _, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
     leaves = flatten(state.network()._asdict())
@@ -81,7 +83,7 @@ def torch_losses(
 
 
 def draw(path: str, losses: dict[str, np.ndarray], title: str) -> None:
-    """Draws the losses over one another and, below, their distances."""
+    """Plots the losses in one panel and their absolute differences in the panel below."""
     figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(7, 6), layout="constrained")
     ours, single, double = losses.values()
     step = np.arange(1, len(ours) + 1)
@@ -91,7 +93,7 @@ def draw(path: str, losses: dict[str, np.ndarray], title: str) -> None:
     below.semilogy(step, np.abs(single - double), ":", label="PyTorch float32 − float64")
     below.xaxis.get_major_locator().set_params(integer=True)
     above.set(title=title, ylabel="loss")
-    below.set(xlabel="step", ylabel="distance of the losses")
+    below.set(xlabel="step", ylabel="difference of the losses")
     for axes in (above, below):
         axes.legend()
         axes.grid(alpha=0.3)
@@ -103,35 +105,36 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="cub")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--output", default="lockstep.png", help="the picture (default: %(default)s)")
+    parser.add_argument("--output", default="lockstep.png", help="the plot (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.steps < 1 or arguments.batch_size < 2:
-        parser.error("--steps needs 1 or more, --batch-size 2 or more, of which BatchNorm takes the statistics")
+        parser.error("--steps must be at least 1, and --batch-size at least 2 for the statistics of BatchNorm")
     data = DataConfig(dataset="glyphs", horizontal_flip=False)
     stream = training_batches(load_dataset(data).train, data, batch_size=arguments.batch_size, seed=0, epoch=0)
     batches = list(itertools.islice(stream, arguments.steps))
     stream.close()
     if len(batches) < arguments.steps:
-        parser.error(f"glyphs hold {len(batches)} batches of {arguments.batch_size}, fewer than --steps")
+        parser.error(f"glyphs has {len(batches)} batches of {arguments.batch_size}, fewer than --steps")
     runs: dict[str, Callable[..., Losses]] = {
         "ours, float32": flax_losses,
         "PyTorch, float32": lambda *setting: torch_losses(*setting, torch.float32),
         "PyTorch, float64": lambda *setting: torch_losses(*setting, torch.float64),
     }
     iterators = [run(batches, *SETTINGS[arguments.setting]) for run in runs.values()]
-    print(f"{'step':>4}  {'ours':>10}  {'PyTorch':>10}  {'distance':>8}  {'PyTorch float32 − float64':>26}", flush=True)
+    titles = f"{'ours':>10}  {'PyTorch':>10}  {'difference':>10}  {'PyTorch float32 − float64':>26}"
+    print(f"{'step':>4}  {titles}", flush=True)
     rows = []
     for step, row in enumerate(zip(*iterators, strict=True), 1):
         ours, single, double = row
         print(
-            f"{step:4}  {ours:10.6f}  {single:10.6f}  {abs(ours - single):8.1e}  {abs(single - double):26.1e}",
+            f"{step:4}  {ours:10.6f}  {single:10.6f}  {abs(ours - single):10.1e}  {abs(single - double):26.1e}",
             flush=True,
         )
         rows.append(row)
     columns = dict(zip(runs, np.array(rows).T, strict=True))
     title = f"{arguments.setting}: jax {jax.__version__}, torch {torch.__version__}, {jax.devices()[0].device_kind}"
     draw(arguments.output, columns, title)
-    print(f"drawn: {arguments.output}")
+    print(f"plot: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
-"""Times the Recall@1, 2, 4 and 8 of one set of embeddings four ways and compares what they say.
+"""Benchmarks Recall@1, 2, 4 and 8 of one set of embeddings with four libraries, and compares the recalls.
 
     pip install ".[bench]"
     python -m benchmarks.metrics [--sizes cub cars sop] [--methods ours torch faiss sklearn] [--repeats 3] [--json FILE]
 
-The methods take turns, each run in a process of its own. The embeddings, made once for each size, are class centres
-with noise, as vectors of length 1. Loading them is not timed, nor is what runs first in a process: for ours the whole
-search, which compiles it and is reported apart, for the others a search among few images. Memory is the peak of the
-process above what it held with the embeddings and the libraries loaded, our compiler's included.
+The methods take turns, each run in a process of its own. The embeddings are class centres plus noise, as unit vectors;
+one set per size is generated. Loading them is not timed. A warm-up runs first and is not included in the seconds. Our
+warm-up is the whole search: it compiles, and its time is printed as "first". The others warm up on a few images. Peak
+memory is the process's peak minus its memory after loading the embeddings and the libraries. Ours includes the
+compiler.
 
-Measured, medians of 3, on 2 cores of an AMD EPYC, otherwise idle (jax 0.10.2, torch 2.13.0, faiss-cpu 1.15.1,
-scikit-learn 1.9.1); all four found the same recalls at the first three sizes:
+Medians of 3, measured on 2 cores of an AMD EPYC, otherwise idle (jax 0.10.2, torch 2.13.0, faiss-cpu 1.15.1,
+scikit-learn 1.9.1). At the first three sizes all four methods computed the same recalls.
 
-    seconds (peak MB)         ours          torch           faiss        scikit-learn
-    cub         5,924 × 64    0.043 (136)   0.297 (151)     0.053 (21)   0.089 (16)
-    cars        8,131 × 64    0.061 (131)   0.352 (271)     0.099 (21)   0.159 (16)
-    sop        60,502 × 64    2.42  (186)   32.5  (14,036)  5.90  (25)   9.64  (24)
-    half_sop   30,251 × 64    0.54  (154)
-    twice_sop 121,004 × 64    8.40  (232)
-    100k     100,000 × 512    33.0  (637)                   63.3  (2)    one run; recalls equal but for one image
-    300k     300,000 × 512    492    (1,200)                               one call, other jobs running beside it
+    seconds (peak MB)           ours          torch           faiss        scikit-learn
+    cub           5,924 × 64    0.043 (136)   0.297 (151)     0.053 (21)   0.089 (16)
+    cars          8,131 × 64    0.061 (131)   0.352 (271)     0.099 (21)   0.159 (16)
+    sop          60,502 × 64    2.42  (186)   32.5  (14,036)  5.90  (25)   9.64  (24)
+    half_sop     30,251 × 64    0.54  (154)
+    twice_sop   121,004 × 64    8.40  (232)
+    100k       100,000 × 512    33.0  (637)                   63.3  (2)    one run; recalls equal except for one image
+    300k       300,000 × 512    492   (1,200)                              one call, while other jobs were running
 
-Compilation takes another 0.4 to 0.5 s. The ratio to faiss at SOP size was 2.1 to 2.4 in three executions.
+Compilation takes another 0.4 to 0.5 s. At SOP size, ours was 2.1 to 2.4 times as fast as faiss in three executions.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.metrics_rivals import KS, PACKAGES
+from benchmarks.metrics_methods import KS, PACKAGES
 from proxynca_jax.config import COUNT
 from proxynca_jax.machine.arguments import integer
 
@@ -45,7 +46,7 @@ class Size(NamedTuple):
     images: int
     classes: int
     dim: int
-    noise: float  # per coordinate, in units of the spread of the class centres; makes Recall@1 about 70 %
+    noise: float  # standard deviation per coordinate; that of the class centres is 1. Makes Recall@1 about 70 %
 
 
 SIZES = {
@@ -69,8 +70,8 @@ def make_embeddings(size: Size, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(method: str, folder: str) -> dict:
-    """Runs a method in a process of its own; see `metrics_rivals.main` for what it returns."""
-    words = [sys.executable, "-m", "benchmarks.metrics_rivals", method, folder]
+    """Runs a method in a process of its own. Returns the dict that `metrics_methods.main` prints."""
+    words = [sys.executable, "-m", "benchmarks.metrics_methods", method, folder]
     program = subprocess.run(words, capture_output=True, text=True, check=False)
     if program.returncode:
         reason = (program.stderr.strip().splitlines() or [f"status {program.returncode}"])[-1]
@@ -83,7 +84,7 @@ def free_bytes() -> int:
 
 
 def compare(name: str, methods: list[str], repeats: int) -> dict[str, dict]:
-    """Medians over the repeats of each method's seconds and peak memory, and its recalls."""
+    """Measures each method. Returns the medians over the repeats of seconds and peak memory, and the recalls."""
     with tempfile.TemporaryDirectory() as folder:
         embeddings, labels = make_embeddings(SIZES[name])
         np.save(Path(folder, "embeddings.npy"), embeddings)
@@ -104,7 +105,7 @@ def print_table(name: str, result: dict[str, dict]) -> None:
     print(f"  {'method':24} {'seconds':>9} {'ratio':>7} {'first':>9} {'peak MB':>9}  {recalls_title}")
     for method, row in result.items():
         recalls = "  ".join(f"{100 * recall:.3f} " for recall in row["recalls"])
-        same = "" if row["recalls"] == reference["recalls"] else "  differs"
+        same = "" if row["recalls"] == reference["recalls"] else "  recalls differ"
         label, ratio = f"{method} {row['version']}", row["seconds"] / reference["seconds"]
         numbers = f"{row['seconds']:9.3f} {ratio:7.1f} {row['first_seconds']:9.3f} {row['peak_mb']:9.0f}"
         print(f"  {label:24} {numbers}  {recalls}{same}", flush=True)
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["cub", "cars", "sop"])
     parser.add_argument("--methods", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--repeats", type=integer(COUNT), default=3)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file, too")
     arguments = parser.parse_args()
     methods = []
     for method in arguments.methods:
@@ -125,11 +126,11 @@ def main() -> None:
             print(f"{method} skipped: {PACKAGES[method]} is not installed")
     results = {}
     for name in arguments.sizes:
-        able = methods
+        fitting = methods
         if "torch" in methods and SIZES[name].images ** 2 * 4 > free_bytes():
-            print(f"torch skipped at {name}: its matrix of distances does not fit into memory")
-            able = [method for method in methods if method != "torch"]
-        results[name] = compare(name, able, arguments.repeats)
+            print(f"torch skipped at {name}: its distance matrix does not fit into memory")
+            fitting = [method for method in methods if method != "torch"]
+        results[name] = compare(name, fitting, arguments.repeats)
         print_table(name, results[name])
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,13 +1,18 @@
-"""Lays our steps beside what this machine could do, and tells where their time goes.
+"""Roofline of our steps: their time compared with this machine's compute and memory bounds, and a profile by operation.
 
     python -m benchmarks.roofline [--steps train embed] [--batch_size 32] [--repeats 5]
 
-Two bounds: the FLOP of the compiled program at the speed of the machine's fastest matrix product, and the bytes that
-its operations read and write, each from and to memory, at the speed of a large copy. Both counts are the compiler's
-(`cost_analysis`), which takes the body of a loop once, so that on CPUs, where gradients of large maps are loops over
-images, the model's FLOP are the better count. Neither bound is strict: small operands stay in caches, and while it
-computes a step copies too. Below are the seconds that a profile of one step gives to each kind of operation, added over
-threads. A fusion counts as the convolution or product in it, or else as the operation that it ends with.
+There are two bounds:
+
+- compute: FLOP / the FLOP/s of the machine's fastest matrix product;
+- memory: the bytes that operations read and write / the bytes/s of a large copy.
+
+Both counts are the compiler's (`cost_analysis`). It counts the body of a loop once. On CPUs, gradients of large
+activations are loops over images, so there the model's FLOP are the better count. Neither bound is strict: small
+operands stay in caches, and a step computes and copies at the same time.
+
+The profile of one step gives the seconds of each kind of operation, summed over threads. A fusion counts as the
+convolution or matrix product in it, or otherwise as its last operation.
 """
 
 import argparse
@@ -35,12 +40,12 @@ from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.speed_table import STEPS
 
-COPY_BYTES = 1 << 30  # more than the caches hold
+COPY_BYTES = 1 << 30  # larger than the caches
 REST = "BatchNorm, ReLU, loss, Adam"
 MOVING = "moving data"
-PRODUCTS = {"convolution": "convolutions", "dot": "matrix products"}  # by XLA's name
-PARTS = ("forward", "backward", "update", "compiler")  # the last: what the compiler adds or leaves without a name
-KINDS = {  # by the JAX operation that XLA names; a fusion has the name of its last one
+PRODUCTS = {"convolution": "convolutions", "dot": "matrix products"}  # by XLA opcode
+PARTS = ("forward", "backward", "update", "compiler")  # "compiler": operations that the compiler adds or does not name
+KINDS = {  # by the name of the JAX operation; a fusion has the name of its last operation
     "conv_general_dilated": "convolutions",
     "dot_general": "matrix products",
     **dict.fromkeys(("reduce_window_max", "reduce_window_sum", "select_and_scatter_add"), "pools"),
@@ -49,7 +54,7 @@ KINDS = {  # by the JAX operation that XLA names; a fusion has the name of its l
 
 
 def measured_copy() -> float:
-    """Bytes a second, read and written, of the fastest of a few passes over a large array, in place."""
+    """Measures memory bandwidth: bytes/s, read plus written, of the fastest of five in-place passes over an array."""
     array = jnp.ones(COPY_BYTES // 4, jnp.float32)
     step = jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()
 
@@ -68,7 +73,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Callable[[], Any]]]:
-    """Our two steps: compiled, and as a call that runs them once."""
+    """Compiles our two steps. Returns for each the compiled program and a function that runs it once."""
     config = TrainConfig()
     optimizer = make_optimizer(config.optim, steps_per_epoch=100)
     graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
@@ -88,7 +93,7 @@ def compiled_steps(batch_size: int) -> dict[str, tuple[jax.stages.Compiled, Call
 
 
 def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tuple[str, str], float]:
-    """Seconds by kind of operation and pass."""
+    """Profiles a step. Returns seconds by kind of operation and part of the step."""
     text = program.as_text()
     names = operation_names(text)
     products = {fusion: PRODUCTS[product] for fusion, product in fused_products(text).items()}
@@ -105,7 +110,7 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
 
 
 def part_of(name: str) -> str:
-    """The part of a step, one of PARTS, in which JAX wrote an operation, by its name."""
+    """Returns the part of a step, one of PARTS, of an operation with this name stack."""
     if not name:
         return "compiler"
     if "transpose(" in name:
@@ -114,7 +119,7 @@ def part_of(name: str) -> str:
 
 
 def operations(profile: ProfileData) -> Iterator[tuple[str, float]]:
-    """Each operation's name in the compiled program and its nanoseconds."""
+    """Yields each operation's name in the compiled program and its nanoseconds."""
     for plane in profile.planes:
         for line in plane.lines:
             for event in line.events:
@@ -123,7 +128,7 @@ def operations(profile: ProfileData) -> Iterator[tuple[str, float]]:
 
 
 def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Callable[[], Any], repeats: int) -> None:
-    """Measures a step and prints it beside its bounds."""
+    """Measures a step and prints its time, its bounds and its profile."""
     flops_per_second, bytes_per_second = measured_matmul("float32"), measured_copy()
     jax.block_until_ready(call())
     measured = statistics.median(seconds(call) for _ in range(repeats))
@@ -137,7 +142,7 @@ def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Calla
         ("compiled FLOP", cost["flops"], flops_per_second, "GFLOP"),
         ("bytes accessed", cost["bytes accessed"], bytes_per_second, "GB"),
     ):
-        bound = f"{amount / speed:7.3f} s, {amount / speed / measured:4.0%} of the step"
+        bound = f"{amount / speed:7.3f} s, {amount / speed / measured:4.0%} of the step's time"
         print(f"  {what:14} {amount / 1e9:8.1f} {unit:5} at {speed / 1e9:6.1f} {unit}/s: {bound}")
     print_kinds(profiled(program, call))
 
@@ -145,7 +150,7 @@ def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Calla
 def print_kinds(spent: dict[tuple[str, str], float]) -> None:
     whole = sum(spent.values())
     parts = [part for part in PARTS if any(found == part for _, found in spent)]
-    print(f"  {'seconds, over threads':28}" + "".join(f"{part:>10}" for part in [*parts, "share"]))
+    print(f"  {'seconds, sum over threads':28}" + "".join(f"{part:>10}" for part in [*parts, "share"]))
     for kind in dict.fromkeys([*KINDS.values(), REST]):
         row = [spent.get((kind, part), 0.0) for part in parts]
         print(f"  {kind:28}" + "".join(f"{value:10.3f}" for value in row) + f"{sum(row) / whole:10.1%}")

@@ -1,34 +1,39 @@
-"""Times our training and embedding steps and PyTorch's, on whatever device both find.
+"""Benchmarks our training and embedding steps compared with PyTorch's, on the same GPU or CPU.
 
     python -m benchmarks.torch_step [--steps train embed] [--variants ours eager ...] [--batch_size 32] [--repeats 5]
 
     ours                   float32
-    ours_tensorfloat32     products in TF32; GPUs only
+    ours_tensorfloat32     convolutions and matrix products in TF32; GPUs only
     ours_bfloat16          activations and products in bfloat16
-    eager                  the reference's own way, NCHW and one operation after the other
+    eager                  as the reference: NCHW, without torch.compile
     channels_last          eager with NHWC, as ours
     compile                channels_last with torch.compile and fused Adam
-    compile_graphs         compile with mode="reduce-overhead": PyTorch's own CUDA graphs; GPUs only
+    compile_graphs         compile with mode="reduce-overhead", PyTorch's CUDA graphs; GPUs only
     amp                    channels_last with bfloat16 by autocast; GPUs only
-    compile_amp            both compile and amp
-    compile_graphs_amp     both compile_graphs and amp
+    compile_amp            compile and amp
+    compile_graphs_amp     compile_graphs and amp
 
 PyTorch's float32 rows use its defaults. On GPUs with TF32 these compute float32 convolutions in TF32, and float32
-matrix products in full precision; their MFU is that of TF32. All rows train with ProxyNCA and Adam on 100 classes, from
-the same bytes, which are on the device; the input pipeline has no part in it. Losses and Adam run outside PyTorch's
-compiled network.
+matrix products in full precision. Their MFU is relative to the TF32 peak. All rows train with ProxyNCA and Adam on 100
+classes, from the same batch in device memory, without an input pipeline. PyTorch's loss and Adam are not compiled.
 
-Each variant has a process of its own. PyTorch's take their first steps at the same time, so their "first s" contain
-each other's compiling. Then ours take theirs one after the other, because XLA chooses kernels by their time on the GPU.
-When all have warmed up they take turns, each turn about a second or one step, whichever is longer, while the others
-sleep. The table has the form of `proxynca_jax.bench` and contains medians over the turns. A variant that fails, or
-exceeds --timeout_seconds, is a row with the reason. Tracebacks go to standard error. The last line is the same as JSON,
-where a failed row has an "error". The exit status is 1 if every row failed.
+Each variant has a process of its own. PyTorch's variants take their first steps at the same time, so the "first s" of
+each includes waiting for the others' compilation. Then our variants take their first steps one after the other, because
+XLA chooses kernels by their time on the GPU. After the warm-up the variants take turns, while the others sleep. A turn
+lasts about a second or one step, whichever is longer.
 
-On a GPU ten more steps run under the library's profiler. "busy ms" is the time of a step in which the GPU computes or
-copies, "kernels" counts what it ran, and "launches" counts the host's calls that started it; a CUDA graph is one
-launch. "changes" counts the calls that record or change a CUDA graph, because addresses were new. Before it embeds, our
-program folds BatchNorm into the weights, so these columns contain a tenth of that.
+The table has the columns of `proxynca_jax.bench` and contains medians over the turns. If a variant fails or exceeds
+--timeout_seconds, its row has the reason, and the traceback is on standard error. The last line is the table as JSON,
+with an "error" in failed rows. The exit status is 1 if every row failed.
+
+On a GPU, the library's profiler records ten more steps:
+
+    busy ms     time per step in which the GPU computes or copies
+    kernels     kernels, copies and memsets per step
+    launches    calls of the host that launch kernels; a CUDA graph is one launch
+    changes     calls that record or update a CUDA graph because addresses changed
+
+Our embedding program first folds BatchNorm into the weights, so these columns contain a tenth of that.
 """
 
 import argparse
@@ -95,8 +100,8 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
         jax.block_until_ready(state)
 
     def embed(count: int) -> None:
-        folded = embed_step.fold(state.network())  # as once for each evaluation
-        # The device computes them one after the other, and has them all once it has the last one.
+        folded = embed_step.fold(state.network())  # once, as in an evaluation
+        # The device runs steps in order, so all are done when the last one is.
         *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)
 
@@ -106,17 +111,17 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
 def torch(
     step: str, batch_size: int, *, channels_last: bool = True, mode: str | None = None, amp: bool = False
 ) -> Program:
-    """PyTorch's program for a step.
+    """Builds PyTorch's program for a step.
 
     Args:
         step: one of STEPS.
         batch_size: images.
-        channels_last: NHWC, not NCHW.
-        mode: of torch.compile; None does not compile.
-        amp: bfloat16 by autocast.
+        channels_last: True for NHWC, False for NCHW.
+        mode: of torch.compile. None does not compile.
+        amp: whether to use bfloat16 by autocast.
 
     Raises:
-        UserError: `amp` or CUDA graphs without a GPU.
+        UserError: `amp` or CUDA graphs need a GPU, and there is none.
     """
     import torch
 
@@ -132,13 +137,13 @@ def torch(
     network.train(step == "train")
     forward = torch.compile(network, mode=mode) if mode else network
     images, labels = (torch.tensor(array, device=device) for array in make_batch(batch_size))
-    # The network takes NHWC and sees NCHW: how the bytes lie in memory decides in which layout it computes.
+    # The network takes NHWC and permutes it to NCHW. The memory format of the bytes decides the layout of its kernels.
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).permute(0, 2, 3, 1)
     proxies = torch.nn.Parameter(torch.randn(CLASSES, config.model.embedding_dim, device=device) / 8)
     adam = make_adam(network, proxies, config.optim, fused=True if mode else None)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=amp)
-    # Lets CUDA graphs use the memory of the previous step's results again, gradients included.
+    # Allows CUDA graphs to reuse the memory of the previous step's results, including gradients.
     begin_step = torch.compiler.cudagraph_mark_step_begin if mode == CUDA_GRAPHS else lambda: None
 
     def train(count: int) -> None:
@@ -162,7 +167,7 @@ def torch(
 
 
 def torch_peak_mb() -> float:
-    """The most memory that the GPU, or else this process, has held for PyTorch so far."""
+    """Returns PyTorch's peak memory so far, in MB: on the GPU if there is one, otherwise of this process."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else process_peak_mb()
@@ -175,12 +180,12 @@ def load_jax() -> None:
 
 
 def in_jax(dtype: str) -> Variant:
-    """Our program, with a name of `model.compute_dtype`."""
+    """Returns a variant of our program with this `model.compute_dtype`."""
     return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, profile_jax, dtype, starts_alone=True)
 
 
 def in_torch(dtype: str = "tensorfloat32", **options: bool | str) -> Variant:
-    """PyTorch's program, with keyword arguments of `torch`. Its float32 convolutions are TF32 on GPUs that have it."""
+    """Returns a variant of PyTorch's program. `options` are those of `torch`. GPUs with TF32 use it for float32."""
     load = functools.partial(importlib.import_module, "convert.bn_inception")
     return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype, starts_alone=False)
 
@@ -200,24 +205,24 @@ VARIANTS = {
 }
 
 
-def reachable_flops(dtype: str) -> float:
-    """FLOP/s that JAX's devices can reach in what a name of `model.compute_dtype` is on them."""
+def device_peak(dtype: str) -> float:
+    """Returns the peak FLOP/s of JAX's devices in the precision that they use for a `model.compute_dtype`."""
     return peak_flops(computed_in(dtype))[0]
 
 
 @functools.cache
 def peak(dtype: str) -> float | None:
-    """`reachable_flops`, from a process of its own. None, with the reason on standard error, if that fails."""
+    """Calls `device_peak` in a process of its own. If that fails, prints the traceback and returns None."""
     try:
-        return in_own_process(reachable_flops, dtype)
-    except Exception:  # only the column of utilisation depends on it
+        return in_own_process(device_peak, dtype)
+    except Exception:  # only the MFU column depends on it
         traceback.print_exc()
         return None
 
 
 @contextlib.contextmanager
 def share_device_memory() -> Iterator[None]:
-    """Lets JAX in new processes allocate a GPU's memory as it needs it, unless the user has said how."""
+    """Makes JAX in new processes allocate GPU memory on demand, unless the user has set an allocation policy."""
     name = "XLA_PYTHON_CLIENT_PREALLOCATE"
     before = os.environ.get(name)
     os.environ.setdefault(name, "false")
@@ -237,11 +242,11 @@ def compare(
         names: keys of VARIANTS.
         step: one of STEPS.
         batch_size: images.
-        repeats: turns of each.
-        timeout_seconds: as `measure_in_turns` takes it.
+        repeats: turns of each variant.
+        timeout_seconds: of `measure_in_turns`.
 
     Returns:
-        A row for each name.
+        One row per name.
     """
     chosen = {name: VARIANTS[name] for name in names}
     rows: list[Measurement | Failure] = []
@@ -292,11 +297,11 @@ def main() -> None:
         found = compare(options.variants, step, options.batch_size, options.repeats, options.timeout_seconds)
         measured = {row.variant: row for row in found if isinstance(row, Measurement)}
         print_table(found, measured.get(REFERENCE) or next(iter(measured.values()), None))
-        sys.stdout.flush()  # what is measured is seen even if the next step ends this process
+        sys.stdout.flush()  # so this table is visible even if the next step ends this process
         rows += found
     print(json.dumps({"device": device, "rows": [row.record() for row in rows]}))
     if all(isinstance(row, Failure) for row in rows):
-        sys.exit("no variant could be measured; the reasons are above")
+        sys.exit("all variants failed; the reasons are above")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from proxynca_jax.config import LossConfig, OptimConfig
 def proxy_nca(
     embeddings: torch.Tensor, proxies: torch.Tensor, labels: torch.Tensor, config: LossConfig
 ) -> torch.Tensor:
-    """The batch's mean loss, as `proxynca_jax.losses.proxy_nca.proxy_nca` has it."""
+    """Computes the mean loss of a batch. The formula is that of `proxynca_jax.losses.proxy_nca.proxy_nca`."""
     x = config.embedding_scale * functional.normalize(embeddings)
     p = config.proxy_scale * functional.normalize(proxies)
     others = config.label_smoothing / (len(p) - 1)
@@ -21,13 +21,13 @@ def proxy_nca(
 def make_adam(
     network: torch.nn.Module, proxies: torch.Tensor, config: OptimConfig, *, fused: bool | None = None
 ) -> torch.optim.Adam:
-    """Adam with a learning rate for the network and one for the proxies.
+    """Returns Adam with one learning rate for the network and one for the proxies.
 
     Args:
-        network: its parameters are float32 on the proxies' device.
+        network: with float32 parameters on the proxies' device.
         proxies: of shape (C, D).
-        config: rates, betas and epsilon.
-        fused: True updates many parameters in one kernel. None lets PyTorch choose; it then takes several kernels.
+        config: learning rates, betas and epsilon.
+        fused: True updates many parameters in one kernel. None is PyTorch's default, which takes several kernels.
     """
     groups = [
         {"params": network.parameters(), "lr": config.learning_rate},

@@ -1,9 +1,9 @@
-"""Worker processes that time variants of a program in turns. A variant that fails does not stop the others.
+"""Worker processes that time variants of a program in turns. If a variant fails, the others continue.
 
-Each variant has a process of its own. All processes load their libraries at the same time. The rule for the first
-steps: variants that compile on the CPU alone take theirs together, and then each variant that `starts_alone` takes its
-own while all others sleep. XLA needs that, because it chooses kernels by their time on the GPU. When all have warmed up
-they take turns, each turn about a second or one step, whichever is longer, while the others sleep.
+Each variant has a process of its own. All processes load their libraries at the same time. Variants that compile on the
+CPU alone take their first steps at the same time. Then each variant that `starts_alone` takes its first step while all
+others sleep. XLA needs that, because it chooses kernels by their time on the GPU. After the warm-up the variants take
+turns, while the others sleep. A turn lasts about a second or one step, whichever is longer.
 """
 
 import contextlib
@@ -21,38 +21,38 @@ from benchmarks.device_busy import Activity, Program
 from proxynca_jax.errors import UserError
 
 TURN_SECONDS = 1.0
-WARM_UP_STEPS = 2  # after the first; torch.compile records its CUDA graphs in the second
+WARM_UP_STEPS = 2  # after the first step; torch.compile records its CUDA graphs in the second
 PROFILED_STEPS = 10
-EXIT_SECONDS = 10.0  # for a process to end by itself
-REASON_CHARACTERS = 160  # of a failure, in a table
+EXIT_SECONDS = 10.0  # time for a process to exit by itself
+REASON_CHARACTERS = 160  # longest reason of a failure in a table
 
 
 class Variant(NamedTuple):
-    """A way to compute a step. All fields are sent to a new process, so functions must be importable there."""
+    """A variant of a step. All fields are sent to a new process, so functions must be importable there."""
 
-    make: Callable[[str, int], Program]  # from the name of a step and a batch size
-    load: Callable[[], Any]  # imports all that it needs
+    make: Callable[[str, int], Program]  # makes a program from the name of a step and a batch size
+    load: Callable[[], Any]  # imports all libraries
     peak_mb: Callable[[], float]
-    profile: Callable[[Program, int], Activity | None]  # of so many steps
-    dtype: str  # of its products
-    starts_alone: bool  # whether its compiler times kernels on the device, so that nothing else may run there
+    profile: Callable[[Program, int], Activity | None]  # profiles a number of steps
+    dtype: str  # of convolutions and matrix products
+    starts_alone: bool  # whether its compiler times kernels on the device, so nothing else may run there
 
 
 class Timing(NamedTuple):
-    """What was measured of a variant."""
+    """Measurements of a variant."""
 
     step_seconds: float  # median over the turns
-    first_step_seconds: float  # compilation included; unless it starts alone, others may compile at the same time
-    peak_mb: float  # above what the loaded libraries take
+    first_step_seconds: float  # including compilation; unless it starts alone, others may compile at the same time
+    peak_mb: float  # minus the memory of the loaded libraries
     activity: Activity | None  # None: no GPU, or no profile
 
 
 class VariantError(Exception):
-    """Why a variant cannot be measured, in one line."""
+    """A variant cannot be measured. The message is one line."""
 
 
 def describe(error: Exception) -> str:
-    """One line about an error: its type, unless the user can mend it, and the beginning of its message."""
+    """Describes an error in one line: its type, except for a `UserError`, and the beginning of its message."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return textwrap.shorten(text, REASON_CHARACTERS, placeholder=" ...")
 
@@ -64,11 +64,11 @@ def seconds(program: Program, steps: int) -> float:
 
 
 def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
-    """Runs a variant in this process.
+    """Runs a variant in this process and answers requests.
 
-    Sends None when the program is made, and then an answer to each request, until a request is None. A request is the
-    name of an answer and its arguments. If the variant fails, sends a `VariantError` and ends. The traceback goes to
-    standard error, unless the error is a `UserError`.
+    Sends None when the program is made. Then it answers each request, until a request is None. A request is a tuple of
+    the name of an answer and arguments. If the variant fails, it sends a `VariantError` and returns. The traceback goes
+    to standard error, unless the error is a `UserError`.
     """
     try:
         variant.load()
@@ -98,18 +98,18 @@ def serve(connection: Connection, variant: Variant, step: str, batch_size: int) 
 class Worker:
     """A variant in a process of its own, which sleeps between its turns.
 
-    The methods are called in their order. Those that wait for an answer raise a `VariantError` if the variant fails or
-    takes too long.
+    Call the methods in the order of their definition. Methods that wait for an answer raise a `VariantError` if the
+    variant fails or takes too long.
     """
 
     def __init__(self, variant: Variant, step: str, batch_size: int, timeout_seconds: float):
-        """Starts nothing yet.
+        """Does not start the process yet.
 
         Args:
-            variant: what to run.
-            step: a name that `variant.make` takes.
+            variant: the variant to run.
+            step: a name that `variant.make` accepts.
             batch_size: images.
-            timeout_seconds: for loading, for the first step and for each answer after it.
+            timeout_seconds: for loading, for the first step and for each later answer.
         """
         self._timeout_seconds = timeout_seconds
         context = multiprocessing.get_context("spawn")
@@ -121,7 +121,7 @@ class Worker:
         self._turns: list[float] = []  # seconds of a step
 
     def begin_load(self) -> None:
-        """Starts the process, which loads libraries and makes its program. Does not wait for it."""
+        """Starts the process, which loads libraries and makes its program. Does not wait."""
         self._process.start()
         self._other.close()
 
@@ -130,7 +130,7 @@ class Worker:
         self._answer("program")
 
     def begin_first_step(self) -> None:
-        """Lets the process compile, take its first step and warm up. Does not wait for it."""
+        """Makes the process compile, take its first step and warm up. Does not wait."""
         self._request(("first step",))
 
     def end_first_step(self) -> None:
@@ -138,23 +138,23 @@ class Worker:
         self._first_step_seconds = self._answer("first step")
 
     def take_first_step(self) -> None:
-        """Both of the above."""
+        """Begins the first step and waits for it."""
         self.begin_first_step()
         self.end_first_step()
 
     def measure_turn(self) -> None:
-        """Finds how many steps make a turn."""
+        """Determines the number of steps in a turn."""
         self._steps_per_turn = max(1, round(TURN_SECONDS / self._ask("turn", 1)))
 
     def take_turn(self) -> None:
         self._turns.append(self._ask("turn", self._steps_per_turn) / self._steps_per_turn)
 
     def end(self) -> Timing:
-        """Reads memory and profile, and ends the process, so that its memory is free for the others."""
+        """Reads memory and profile, then ends the process to free its memory for the others."""
         peak_mb = self._ask("memory")
         try:
             activity = self._ask("activity")
-        except VariantError:  # a profiler that ends or blocks the process must not cost the times
+        except VariantError:  # if the profiler ends or blocks the process, the times must not be lost
             activity = None
         self._request(None)
         self._process.join(EXIT_SECONDS)
@@ -167,7 +167,7 @@ class Worker:
         self._connection.close()
 
     def _request(self, request: tuple[str | int, ...] | None) -> None:
-        with contextlib.suppress(OSError):  # the process is gone; `_answer` finds out how it ended
+        with contextlib.suppress(OSError):  # if the process has ended, `_answer` reports how
             self._connection.send(request)
 
     def _ask(self, name: str, *arguments: int) -> Any:
@@ -188,30 +188,30 @@ class Worker:
 
 
 def ending(exit_code: int | None) -> str:
-    """How a process ended, in words.
+    """Describes how a process ended.
 
     Args:
-        exit_code: as `multiprocessing` has it: a signal's number is negative, and a process that still runs has None.
+        exit_code: of `multiprocessing.Process`: negative for a signal, None if the process still runs.
     """
     if exit_code is None:
         return "stopped answering"
-    return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with status {exit_code}"
+    return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with status {exit_code}"
 
 
 def measure_in_turns(
     variants: Mapping[str, Variant], step: str, batch_size: int, repeats: int, timeout_seconds: float
 ) -> dict[str, Timing | VariantError]:
-    """Measures the variants of a step. They start as the module describes it and then take turns.
+    """Measures the variants of a step in turns. The module's docstring describes the order.
 
     Args:
         variants: by name.
-        step: a name that `Variant.make` takes.
+        step: a name that `Variant.make` accepts.
         batch_size: images.
-        repeats: turns of each.
-        timeout_seconds: a variant fails if it takes longer for loading, for its first step, or for a turn.
+        repeats: turns of each variant.
+        timeout_seconds: a variant fails if loading, its first step, or a turn takes longer.
 
     Returns:
-        For each variant what was measured, or why it failed.
+        For each variant its measurements, or the error that it failed with.
     """
     workers = {name: Worker(variant, step, batch_size, timeout_seconds) for name, variant in variants.items()}
     together = [name for name, variant in variants.items() if not variant.starts_alone]

@@ -1,9 +1,14 @@
-"""Cars196 with the reference's settings: 98 classes to train on, 98 others to evaluate on.
+"""Cars196 with the reference's settings: 98 training classes and 98 other test classes.
 
     python -m proxynca_jax.train --config configs/cars.py --config.data.root=/data/cars196
 
-Expected from converted ImageNet weights, as the PyTorch reference reports it: R@1 72.19, NMI 62.45 at its best epoch
-(15); 70.79 and 60.77 over its last five. The reference took about 35 s an epoch on a Titan X.
+Expected scores, which the PyTorch reference reports, from converted ImageNet weights:
+
+                                    R@1     NMI
+    best epoch (15)                 72.19   62.45
+    mean of the last five epochs    70.79   60.77
+
+The reference took about 35 s per epoch on a Titan X.
 """
 
 from proxynca_jax.config import DataConfig, OptimConfig, TrainConfig

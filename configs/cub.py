@@ -1,9 +1,14 @@
-"""CUB-200-2011 with the reference's settings: 100 classes to train on, 100 others to evaluate on.
+"""CUB-200-2011 with the reference's settings: 100 training classes and 100 other test classes.
 
     python -m proxynca_jax.train --config configs/cub.py --config.data.root=/data/CUB_200_2011
 
-Expected from converted ImageNet weights, as the PyTorch reference reports it: R@1 52.63, NMI 60.64 at its best epoch
-(17); 51.62 and 59.60 over its last five. The reference took about 36 s an epoch on a Titan X.
+Expected scores, which the PyTorch reference reports, from converted ImageNet weights:
+
+                                    R@1     NMI
+    best epoch (17)                 52.63   60.64
+    mean of the last five epochs    51.62   59.60
+
+The reference took about 36 s per epoch on a Titan X.
 """
 
 from proxynca_jax.config import DataConfig, TrainConfig

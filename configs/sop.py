@@ -1,10 +1,15 @@
-"""Stanford Online Products with the reference's settings: 11,318 classes to train on, 11,316 others to evaluate on.
+"""Stanford Online Products with the reference's settings: 11,318 training classes and 11,316 other test classes.
 
     python -m proxynca_jax.train --config configs/sop.py --config.data.root=/data/Stanford_Online_Products
 
-Expected from converted ImageNet weights, as the PyTorch reference reports it: R@1 74.07 at its best epoch (16); 73.22
-over its last five. The reference took about 194 s an epoch on a Titan X, and does not compute NMI here; ours clusters
-on the device, once, since scikit-learn's k-means takes minutes for so many classes.
+Expected scores, which the PyTorch reference reports, from converted ImageNet weights:
+
+                                         R@1
+    epoch 16, which its README quotes    74.07
+    mean of the last five epochs         73.22
+
+The reference took about 194 s per epoch on a Titan X. It does not compute NMI on this data set. We compute NMI from one
+k-means run on the device, because scikit-learn's k-means takes minutes for so many classes.
 """
 
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, OptimConfig, TrainConfig

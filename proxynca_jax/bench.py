@@ -1,19 +1,19 @@
-"""Measures how fast this machine trains and embeds, at the reference's image size and with the real input pipeline.
+"""Benchmarks training and embedding throughput on this machine, at the reference's image size.
 
     python -m proxynca_jax.bench [--steps ...] [--placements ...] [--dtypes ...] [--batch_size 32]
 
-It needs no data: the images are synthetic JPEG files of 500 × 375 pixels in memory, so no disk is measured. Each row
-runs in a process of its own. "first s" is the first step with its compilation, which never comes from a cache. Then
-follow steps that are not counted, and those that are, back to back as in training.
+The benchmark uses the real input pipeline on synthetic images: JPEG files of 500 × 375 pixels in memory. It needs no
+files and measures no disk. Each row runs in a process of its own, without the compilation cache. After warm-up steps,
+the timed steps run as in training.
 
-- "step ms" is the mean of the counted steps, waits for images included. "data wait" is the share of the time in which
-  the device had nothing to do but wait for images.
-- "peak MB" is the device's peak. If a device does not report it, it is the peak of the process, compiler included,
-  minus what the process had with the libraries loaded.
-- "MFU" is the model FLOP of a step (`forward_flops` in models/network.py) divided by the FLOP that the device can
-  compute in that time at its peak.
+    step ms      mean time of a step, including waits for images
+    data wait    share of the time in which the device was idle and waited for images
+    first s      the first step, including compilation
+    peak MB      the device's peak memory. If the device does not report it: the process's peak, minus the memory after
+                 loading the libraries; it includes the compiler
+    MFU          model FLOP utilisation: the model FLOP of a step (`models.network`) / (peak FLOP/s × step time)
 
-For a GPU the command also estimates seconds per epoch of CUB, Cars and SOP. The last line is all of it as JSON.
+On a GPU it also estimates the seconds per epoch on CUB, Cars and SOP. The last line is the whole report as JSON.
 """
 
 import argparse
@@ -49,33 +49,37 @@ from proxynca_jax.report.speed_table import STEPS, Measurement, describe_device,
 from proxynca_jax.sharding import Layout
 
 CLASSES = 100  # CUB's
-PHOTOGRAPHS = 64  # different ones, used again and again
-REFERENCE_SECONDS = {"cub": 36, "cars": 35, "sop": 194}  # of training, an epoch, as the reference logged on a Titan X
+PHOTOGRAPHS = 64  # number of different images; they repeat
+REFERENCE_SECONDS = {
+    "cub": 36,
+    "cars": 35,
+    "sop": 194,
+}  # per training epoch on a Titan X, from its logs
 
 
 class Variant(NamedTuple):
-    """What one row measures."""
+    """The settings of one row."""
 
     step: str  # one of STEPS
-    placement: str  # one of PLACEMENTS; images to embed always come from the host
+    placement: str  # of the images, one of PLACEMENTS; always "host" for embedding
     dtype: str  # one of COMPUTE_DTYPES
     batch_size: int
 
 
 class Counts(NamedTuple):
-    """How many images a step takes, unless the user says it, and how many steps follow the first."""
+    """The default batch size, and the numbers of warm-up and timed steps after the first step."""
 
     batch_size: int
-    uncounted: int
-    counted: int
+    warm_up: int
+    timed: int
 
 
-CPU_COUNTS = Counts(batch_size=8, uncounted=1, counted=3)  # with 32, a step takes seconds
-COUNTS = Counts(batch_size=32, uncounted=20, counted=200)
+CPU_COUNTS = Counts(batch_size=8, warm_up=1, timed=3)  # with a batch of 32, a step takes seconds
+COUNTS = Counts(batch_size=32, warm_up=20, timed=200)
 
 
 def photographs(images: int) -> Split:
-    """JPEG files with detail at every scale, about 100 kB each, of `CLASSES` classes."""
+    """Generates JPEG files of `CLASSES` classes, about 100 kB each, with detail at every scale."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(PHOTOGRAPHS):
@@ -99,8 +103,8 @@ def measure(variant: Variant, peak: float) -> Measurement:
     """Measures one row in this process.
 
     Args:
-        variant: what to measure.
-        peak: FLOP/s that the device can reach.
+        variant: the settings of the row.
+        peak: peak FLOP/s of the devices.
     """
     keep_freed_memory()
     hide_xla_warnings()
@@ -109,8 +113,8 @@ def measure(variant: Variant, peak: float) -> Measurement:
     counts = CPU_COUNTS if jax.default_backend() == "cpu" else COUNTS
     data, model = DataConfig(placement=variant.placement), ModelConfig(compute_dtype=variant.dtype)
     config = TrainConfig(data=data, model=model)
-    # Enough for the pipeline to be still at work when the last counted step ends.
-    split = photographs((1 + counts.uncounted + counts.counted + 8) * variant.batch_size)
+    # Enough images to keep the pipeline busy until the last timed step ends.
+    split = photographs((1 + counts.warm_up + counts.timed + 8) * variant.batch_size)
     compute, batches = {"train": _training, "embed": _embedding}[variant.step](config, split, variant)
     with contextlib.closing(batches):
         first_step_seconds, step_seconds, data_wait_share = _time(compute, batches, counts)
@@ -164,21 +168,21 @@ def _embedding(config: TrainConfig, split: Split, variant: Variant) -> tuple[Com
 
 
 def _time(compute: Compute, batches: Batches, counts: Counts) -> tuple[float, float, float]:
-    """Seconds of the first step and, on average, of the counted ones, and the share that they waited for images."""
+    """Returns the seconds of the first step, the mean seconds of the timed steps, and their share of data waits."""
     batch = next(batches)
     start = time.perf_counter()
     result = compute(batch).block_until_ready()
     first_seconds = time.perf_counter() - start
-    for batch in itertools.islice(batches, counts.uncounted):
+    for batch in itertools.islice(batches, counts.warm_up):
         compute(batch).block_until_ready()
     start = time.perf_counter()
     with Stalls() as stalls:
-        for batch in stalls.waiting(itertools.islice(batches, counts.counted)):
+        for batch in stalls.waiting(itertools.islice(batches, counts.timed)):
             result = compute(batch)
             stalls.computing(result)
         result.block_until_ready()
     seconds = time.perf_counter() - start
-    return first_seconds, seconds / counts.counted, stalls.seconds / seconds
+    return first_seconds, seconds / counts.timed, stalls.seconds / seconds
 
 
 def epoch_seconds(row: Measurement) -> dict[str, float]:
@@ -189,7 +193,7 @@ def epoch_seconds(row: Measurement) -> dict[str, float]:
 
 
 def print_epochs(rows: Sequence[Measurement]) -> None:
-    print(f"seconds of training an epoch, from {COUNTS.counted} steps with {CLASSES} classes, not measured on the data")
+    print(f"estimated training seconds per epoch, from {COUNTS.timed} steps on synthetic images of {CLASSES} classes")
     print("".join([f"{'':24}", *(f"{dataset:>9}" for dataset in REFERENCE_SECONDS)]))
     print("".join([f"  {'reference, Titan X':22}", *(f"{seconds:9.0f}" for seconds in REFERENCE_SECONDS.values())]))
     for row in rows:
@@ -197,7 +201,7 @@ def print_epochs(rows: Sequence[Measurement]) -> None:
 
 
 def variants(options: argparse.Namespace, batch_size: int) -> list[list[Variant]]:
-    """The rows of each step."""
+    """Returns the rows to measure, a list for each step."""
     placements = {"train": options.placements, "embed": ["host"]}
     return [
         [
@@ -216,13 +220,13 @@ def main() -> None:
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
-    parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, help="(default: all that the device has)")
-    parser.add_argument("--batch_size", type=integer(PAIR), metavar="B", help="images (default: 8 on a CPU, else 32)")
+    parser.add_argument("--dtypes", nargs="+", choices=COMPUTE_DTYPES, help="(default: all that the device supports)")
+    parser.add_argument("--batch_size", type=integer(PAIR), metavar="B", help="(default: 8 on CPUs, 32 elsewhere)")
     options = parser.parse_args()
     platform, device = in_own_process(describe_device)
     precisions = in_own_process(available)
     for dtype in set(options.dtypes or ()) - set(precisions):
-        parser.error(f"--dtypes has {dtype}, which {device} does not compute in; it has {', '.join(precisions)}")
+        parser.error(f"--dtypes has {dtype}, which {device} does not support; supported: {', '.join(precisions)}")
     options.dtypes = options.dtypes or precisions
     peaks = {dtype: in_own_process(peak_flops, dtype) for dtype in options.dtypes}
     described = (f"{dtype} {peak / 1e12:.3g} TFLOP/s ({source})" for dtype, (peak, source) in peaks.items())

@@ -1,10 +1,11 @@
-"""Lays a run, or several that differ by their seed, beside the reference's own figures and the paper's.
+"""Compares training runs with the PyTorch reference's scores and the paper's.
 
     python -m proxynca_jax.compare runs/cub
     python -m proxynca_jax.compare runs/cub-0 runs/cub-1 runs/cub-2 --reference cub
 
-Prints best epoch, last epoch and mean of the last five, and draws every epoch into comparison.png in the first run's
-folder. Takes seconds, reads no images, and needs no accelerator. Data sets without a reference are shown alone.
+Several runs may differ only in their seeds. The command prints the scores of the best epoch, of the last epoch, and the
+mean of the last five epochs. It plots every epoch into comparison.png in the first run's folder. It takes seconds,
+reads no images, and needs no accelerator. If a data set has no reference, the report is about the runs alone.
 """
 
 import argparse
@@ -21,11 +22,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        arguments: of the command line; by default the program's own.
+        arguments: of the command line; by default those of this process.
     """
-    parser = argparse.ArgumentParser(prog="python -m proxynca_jax.compare", description="Runs beside the reference.")
+    parser = argparse.ArgumentParser(
+        prog="python -m proxynca_jax.compare",
+        description="Compares training runs with the PyTorch reference's scores and the paper's.",
+    )
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="run", help="the folder of a training run")
-    parser.add_argument("--reference", help=f"{', '.join(REFERENCES)}; by default that of the runs' data set")
+    parser.add_argument("--reference", help=f"one of {', '.join(REFERENCES)} (default: the runs' data set)")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         runs = read_runs(options.runs)

@@ -1,4 +1,4 @@
-"""Compiles a run's programs before its clocks start, while images are listed, decoded or uploaded."""
+"""Ahead-of-time compilation of a run's programs, while images are listed, decoded or uploaded."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from proxynca_jax.data.resident import ResidentImages
 from proxynca_jax.models.network import Tree
 from proxynca_jax.sharding import Layout
 
-# Events of which JAX reports the seconds, for every program.
+# JAX reports the seconds that it spends on these events, for every program.
 COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
 
@@ -26,10 +26,10 @@ def compile_train_step(
 
     Args:
         train_step: from `steps.make_train_step`.
-        state: one of the same shapes; its values are not used.
+        state: a state of the run's shapes; its values do not matter.
         config: sizes of batches and images.
-        layout: of the batches.
-        resident: the training images, if they are on the device.
+        layout: shardings of the batches.
+        resident: the training images if they are in device memory. None: batches come from the host.
     """
     rows, size = config.optim.batch_size, config.data.image_size
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((rows,), jnp.int32)}
@@ -53,9 +53,9 @@ def compile_embed_step(
 
     Args:
         embed_step: from `steps.make_embed_step`.
-        state: as for `compile_train_step`.
-        config: as for `compile_train_step`.
-        layout: as for `compile_train_step`.
+        state: a state of the run's shapes; its values do not matter.
+        config: sizes of batches and images.
+        layout: shardings of the batches.
     """
     rows, size = layout.round_up(config.evaluation.batch_size), config.data.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=layout.batches)
@@ -63,7 +63,7 @@ def compile_embed_step(
 
 
 class CompileClock:
-    """Counts the seconds that this process spends compiling. A record's seconds exclude them."""
+    """Counts the seconds that this process spends compiling. A record's times can then exclude them."""
 
     def __enter__(self) -> "CompileClock":
         self.seconds = 0.0

@@ -1,4 +1,4 @@
-"""Adam per parameter group, both learning rates falling each epoch."""
+"""Adam with one learning rate for the network and one for the proxies; both decay after each epoch."""
 
 from collections.abc import Hashable
 
@@ -9,8 +9,8 @@ from proxynca_jax.config import OptimConfig
 
 
 def learning_rate_schedule(initial: float, *, decay_per_epoch: float, steps_per_epoch: int) -> optax.Schedule:
-    """Step to learning rate: `initial`, multiplied by `decay_per_epoch` after each epoch of `steps_per_epoch`."""
-    # Not optax.exponential_decay: its division in float32 starts some epochs a step late.
+    """Returns a schedule that starts at `initial` and multiplies it by `decay_per_epoch` after each epoch."""
+    # optax.exponential_decay divides in float32, so some epochs would begin a step late.
     return lambda step: initial * decay_per_epoch ** jnp.floor_divide(step, steps_per_epoch)
 
 
@@ -18,7 +18,7 @@ def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.Gradie
     """Builds the optimiser of a tree `{"network": ..., "proxies": ...}`.
 
     Args:
-        config: rates, moments and decay.
+        config: learning rates, betas, epsilon and decay.
         steps_per_epoch: optimiser steps between two decays.
     """
 
@@ -29,7 +29,7 @@ def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.Gradie
         return optax.adam(schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
     groups: dict[Hashable, optax.GradientTransformation] = {
-        "network": optax.flatten(adam(config.learning_rate)),  # moments in one array: less for a step to hand over
+        "network": optax.flatten(adam(config.learning_rate)),  # moments in one array: fewer arguments for a step
         "proxies": adam(config.proxy_learning_rate),
     }
     return optax.partition(groups, {group: group for group in groups})

@@ -1,8 +1,8 @@
-"""Packs a network's arrays into fewer: all vectors are concatenated into one, kernels stay separate.
+"""Packs a network's vectors into one array. Kernels stay separate.
 
-The host handles the arguments and results of a program one by one. The training state has a thousand arrays, most of
-them biases, scales and statistics of some hundred numbers. They would cost several milliseconds per step. Kernels are
-not packed, because cuDNN would need a copy of each.
+JAX passes a program's arguments and results one by one. The training state is a thousand arrays, and passing them takes
+the host several milliseconds per step. Nearly all are vectors: biases, scales and statistics of some hundred numbers.
+Packed kernels would have to be copied out for cuDNN.
 """
 
 import itertools
@@ -15,17 +15,17 @@ from flax import struct
 
 @struct.dataclass
 class Packed:
-    """A tree of arrays of one dtype, with fewer leaves; or their shapes, while a program is compiled."""
+    """A packed tree of arrays of one dtype. It is a pytree itself, with fewer leaves."""
 
-    vectors: Any  # Array, the tree's vectors in the tree's order
-    others: tuple[Any, ...]  # the tree's other arrays
+    vectors: Any  # Array: the tree's vectors, concatenated in the tree's order; or its shape, while JAX compiles
+    others: tuple[Any, ...]  # the tree's other arrays, or their shapes
     tree: Any = struct.field(pytree_node=False)  # jax.tree_util.PyTreeDef
-    lengths: tuple[int | None, ...] = struct.field(pytree_node=False)  # of the vectors; None for another array
+    lengths: tuple[int | None, ...] = struct.field(pytree_node=False)  # per leaf: its length, or None if no vector
 
 
 @jax.jit
 def pack(tree: Any) -> Packed:
-    """Packs a tree that has at least one vector."""
+    """Packs a tree of arrays, at least one of which is a vector."""
     leaves, structure = jax.tree.flatten(tree)
     vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
     others = tuple(leaf for leaf in leaves if leaf.ndim != 1)
@@ -33,7 +33,7 @@ def pack(tree: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """Returns the tree that was packed. Arrays other than vectors are shared with `packed`, not copied."""
+    """Returns the original tree. Arrays other than vectors are shared with `packed`, not copied."""
     lengths = tuple(length for length in packed.lengths if length is not None)
     vectors, others = iter(_split(packed.vectors, lengths)), iter(packed.others)
     leaves = (next(others if length is None else vectors) for length in packed.lengths)

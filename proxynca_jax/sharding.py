@@ -1,7 +1,7 @@
-"""Where a run's arrays are: batches are sharded by image over all devices, all else is replicated.
+"""Data parallelism: batches are sharded by image over the devices of all processes; all else is replicated.
 
-One program runs on every device. Means over a batch, BatchNorm's included, are over all devices. So the losses depend
-on the number of devices only by rounding. Proxies and their optimiser state can be sharded by class.
+One program runs on every device. All means over a batch, including BatchNorm's, are over the whole batch. So the losses
+do not depend on the number of devices, except for rounding. Proxies and their optimiser state can be sharded by class.
 """
 
 import dataclasses
@@ -19,65 +19,65 @@ T = TypeVar("T")
 
 
 def all_devices() -> Mesh:
-    """Returns the devices of all processes, ordered by process."""
+    """Returns a mesh of all devices of all processes. The devices of a process are adjacent."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The shardings of a run. On a single device, the methods return arrays unchanged."""
+    """The shardings of a run's arrays. On a single device the methods leave arrays as they are."""
 
     mesh: Mesh = dataclasses.field(default_factory=all_devices)
-    # C, if the proxies are sharded by class. Each device then has the same number of rows; those after the last class
-    # are padding. None: the proxies are replicated.
-    divided_classes: int | None = None
+    # C if the proxies are sharded by class. Rows of zeros, which nothing reads, pad them to a multiple of the number of
+    # devices. None: the proxies are replicated.
+    sharded_classes: int | None = None
 
     @property
-    def whole(self) -> NamedSharding:
-        """Replicates an array."""
+    def replicated(self) -> NamedSharding:
+        """Sharding of an array that every device has whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def divided(self) -> NamedSharding:
-        """Shards an array by rows."""
+    def sharded(self) -> NamedSharding:
+        """Sharding of an array whose rows are split between the devices."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     @property
     def batches(self) -> NamedSharding | None:
-        """The sharding of a batch; None is JAX's default device."""
-        return self.divided if self.mesh.size > 1 else None
+        """Sharding of a batch. None means JAX's default device."""
+        return self.sharded if self.mesh.size > 1 else None
 
     def pad_proxies(self, proxies: Float32[np.ndarray, "classes dim"]) -> Float32[np.ndarray, "rows dim"]:
-        """Pads proxies that are to be sharded with zeros, so that all devices get the same number of rows."""
-        if self.divided_classes is None:
+        """Pads the proxies, if they are sharded, so all devices get the same number of rows."""
+        if self.sharded_classes is None:
             return proxies
         return np.pad(proxies, ((0, -len(proxies) % self.mesh.size), (0, 0)))
 
     def shardings(self, tree: Any) -> Any:
-        """Returns the sharding of each leaf of a state, or of a part of it."""
-        proxies = self.whole if self.divided_classes is None else self.divided
+        """Returns the shardings of the leaves of a state, or of a part of it."""
+        proxies = self.replicated if self.sharded_classes is None else self.sharded
 
         def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
-            # This key names the proxies themselves and, in the optimiser's state, their moments.
-            return proxies if path and path[-1] == jax.tree_util.DictKey("proxies") else self.whole
+            # The proxies have this key, and so do their moments in the optimiser's state.
+            return proxies if path and path[-1] == jax.tree_util.DictKey("proxies") else self.replicated
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def place(self, tree: T) -> T:
-        """Shards a state, or a part of it, of which every process has a whole copy."""
+        """Moves a state, or a part of it, to its devices. Every process must have all of it."""
         if self.mesh.size == 1:
             return jax.device_put(tree)
 
         def send(leaf: Any, sharding: NamedSharding) -> jax.Array:
-            # device_put would compare the copies, and for that send all of them to every process.
+            # device_put would send whole arrays between the processes, to check that they are equal.
             array = np.asarray(leaf)
             return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
         return jax.tree.map(send, tree, self.shardings(tree))
 
     def describe(self, tree: T) -> T:
-        """Turns arrays, or their shapes, into the shapes of replicated arrays."""
-        sharding = self.whole if self.mesh.size > 1 else SingleDeviceSharding(self.mesh.devices.item())
+        """Turns arrays or their shapes into shapes of arrays that every device has whole."""
+        sharding = self.replicated if self.mesh.size > 1 else SingleDeviceSharding(self.mesh.devices.item())
 
         def describe(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -85,12 +85,12 @@ class Layout:
         return jax.tree.map(describe, tree)
 
     def constrain(self, tree: T) -> T:
-        """Inside a compiled program: keeps the sharding of a state, or of a part of it."""
+        """Constrains a state, or a part of it, to its shardings, inside a compiled program."""
         return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def gather(self, tree: T) -> T:
-        """Inside a compiled program: replicates arrays."""
-        return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.whole)
+        """Replicates arrays on every device, inside a compiled program."""
+        return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.replicated)
 
     def round_up(self, batch_size: int) -> int:
         """Rounds a batch size up to a multiple of the number of devices."""
@@ -100,13 +100,13 @@ class Layout:
         """Checks that every device gets the same number of images.
 
         Raises:
-            UserError: if not. It gives the nearest batch sizes that fit.
+            UserError: the batch size is not a multiple of the number of devices.
         """
         above = self.round_up(batch_size)
         if above != batch_size:
             below = above - self.mesh.size
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"optim.batch_size is {batch_size}, which {self.mesh.size} devices cannot divide evenly. "
+                f"optim.batch_size is {batch_size}, not a multiple of the number of devices, {self.mesh.size}. "
                 f"The nearest sizes that fit: {sizes}. Or let JAX see fewer devices."
             )

@@ -142,10 +142,10 @@ def make_train_step(
     def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
         model = nnx.merge(graph, params["network"], batch_stats)
         embeddings = model(images, train=True)
-        if layout.divided_classes is not None:
+        if layout.sharded_classes is not None:
             # Then the logits are sharded as the proxies are. Gathering is cheap: the embeddings of a batch are small.
             embeddings, labels = layout.gather((embeddings, labels))
-        loss = loss_of_batch(embeddings, params["proxies"][: layout.divided_classes], labels, config)
+        loss = loss_of_batch(embeddings, params["proxies"][: layout.sharded_classes], labels, config)
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     @jax.jit(donate_argnums=0, compiler_options=options)

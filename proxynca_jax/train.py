@@ -170,7 +170,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
 
     # Devices
     classes = len(train_split.class_names)
-    layout = Layout(divided_classes=classes if config.optim.shard_proxies else None)
+    layout = Layout(sharded_classes=classes if config.optim.shard_proxies else None)
     layout.check_batch_size(config.optim.batch_size)
 
     # Model

@@ -1,4 +1,4 @@
-"""Variants of a program that computes nothing and fails as it is asked to, for worker processes to import."""
+"""Fake variants for tests of `benchmarks.workers`: they compute nothing and fail on request."""
 
 import functools
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 from benchmarks.device_busy import Activity, Program
 from benchmarks.workers import WARM_UP_STEPS, Variant
 
-BEFORE_TURNS = 2 + WARM_UP_STEPS  # calls, by which time the length of a turn is known, too
+BEFORE_TURNS = 2 + WARM_UP_STEPS  # steps before the first turn: first step, warm-up, and one to measure a turn
 
 
 def hang() -> None:
     time.sleep(20)
-    os._exit(4)  # nobody has stopped it
+    os._exit(4)  # reached only if no one has stopped the process
 
 
 FAULTS = {
@@ -26,12 +26,12 @@ FAULTS = {
 
 
 def first_step(diary: Path, meets: Path | None) -> None:
-    """Writes its start and its end in seconds to a file. In between it waits until another one has begun, too."""
+    """Writes its start and end times in seconds to the file `diary`, and waits in between for the file `meets`."""
     start = time.time()
-    diary.write_text("has begun")
+    diary.write_text("has started")
     while meets and not meets.exists():
         if time.time() > start + 20:
-            raise TimeoutError(f"{meets} has not begun")
+            raise TimeoutError(f"{meets} has not started")
         time.sleep(0.01)
     diary.write_text(f"{start} {time.time()}")
 
@@ -55,7 +55,7 @@ def make(
 
 
 def load() -> None:
-    """Needs nothing."""
+    """Imports nothing."""
 
 
 def peak_mb() -> float:
@@ -77,15 +77,15 @@ def variant(
     diary: Path | None = None,
     meets: Path | None = None,
 ) -> Variant:
-    """A variant that computes some steps well and then, if it is given a fault, one of FAULTS, has it.
+    """Returns a fake variant that optionally fails after some steps.
 
     Args:
-        fault: a key of FAULTS, or empty.
-        healthy_steps: before the fault.
-        profile_fault: a fault of the profiler.
-        starts_alone: as `Variant` has it.
-        diary: a file for `first_step`.
-        meets: the diary of the variant that its first step waits for.
+        fault: a key of FAULTS, or empty for no fault.
+        healthy_steps: number of steps before the fault.
+        profile_fault: a key of FAULTS for the profiler, or empty.
+        starts_alone: of `Variant`.
+        diary: the file that its first step writes its times to.
+        meets: the diary of another variant. The first step waits until that file exists.
     """
     program = functools.partial(make, fault=fault, healthy_steps=healthy_steps, diary=diary, meets=meets)
     profiler = functools.partial(profile, fault=profile_fault)

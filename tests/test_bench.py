@@ -1,3 +1,5 @@
+"""`proxynca_jax.bench`: synthetic images, derived columns, estimated epochs, and the command."""
+
 import dataclasses
 import json
 import subprocess
@@ -22,7 +24,7 @@ ROW = Measurement(
 )
 
 
-def test_the_photographs_are_the_same_every_time():
+def test_photographs_are_deterministic():
     first, second = bench.photographs(70), bench.photographs(70)
     assert first.images == second.images
     assert first.images[64] == first.images[0] != first.images[1]
@@ -30,18 +32,18 @@ def test_the_photographs_are_the_same_every_time():
     assert np.array_equal(first.labels[[0, 69]], [0, 69])
 
 
-def test_speed_and_utilisation():
+def test_images_per_second_and_utilisation():
     assert ROW.images_per_second() == 64
     assert ROW.utilisation() == pytest.approx(3 * 4.0977e9 * 64 / 1e12, rel=1e-4)
     embedding = dataclasses.replace(ROW, step="embed")
     assert embedding.utilisation() == ROW.utilisation() / 3
 
 
-def test_an_epoch_has_whole_batches():
+def test_epoch_seconds_count_whole_batches_only():
     assert bench.epoch_seconds(ROW) == {"cub": 183 * 0.5, "cars": 251 * 0.5, "sop": 1860 * 0.5}
 
 
-def test_the_table_compares_with_the_baseline(capsys):
+def test_table_ratios_are_relative_to_the_baseline(capsys):
     print_table([ROW, dataclasses.replace(ROW, variant="twice", step_seconds=0.25)], ROW)
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:5] == ["host", "float32", "64.0", "1.00", "500.0"]
@@ -49,7 +51,7 @@ def test_the_table_compares_with_the_baseline(capsys):
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_json():
+def test_last_line_of_the_command_is_json():
     words = [sys.executable, "-m", "proxynca_jax.bench", "--steps", "embed", "--dtypes", "float32", "--batch_size", "2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

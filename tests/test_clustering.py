@@ -1,4 +1,4 @@
-"""NMI: worked by hand on clusters that k-means cannot miss, and where embeddings coincide."""
+"""NMI: an example worked by hand on well-separated clusters, and coinciding embeddings."""
 
 import math
 
@@ -23,7 +23,7 @@ def score(embeddings: np.ndarray, labels: np.ndarray, **options) -> float:
 @each_implementation
 @pytest.mark.parametrize("average", NMI_AVERAGES)
 def test_nmi_worked_by_hand(average, implementation):
-    # Two clusters of two images; one class has an image of the first, the other has the rest. All in bits.
+    # Two clusters of two images. One class has one image of the first cluster, the other class has the rest. In bits.
     label_entropy = -math.log2(1 / 4) / 4 - 3 * math.log2(3 / 4) / 4
     cluster_entropy = 1
     label_entropy_within_clusters = (1 + 0) / 2
@@ -37,7 +37,7 @@ def test_nmi_worked_by_hand(average, implementation):
 
 
 @each_implementation
-def test_separate_classes_score_one_whatever_their_labels(implementation):
+def test_separated_classes_have_nmi_1_for_any_labels(implementation):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 6, 120)
     embeddings = np.eye(6, 8, dtype=np.float32)[classes] + 0.01 * rng.standard_normal((120, 8), np.float32)
@@ -47,17 +47,17 @@ def test_separate_classes_score_one_whatever_their_labels(implementation):
 
 @each_implementation
 @pytest.mark.parametrize("average", NMI_AVERAGES)
-def test_coinciding_embeddings_say_nothing_of_the_classes(average, implementation):
+def test_coinciding_embeddings_have_nmi_0(average, implementation):
     assert score(np.ones((6, 3), np.float32), np.arange(6) // 2, average=average, implementation=implementation) == 0
 
 
 @each_implementation
-def test_fewer_places_than_classes_still_cluster(implementation):
+def test_fewer_distinct_embeddings_than_classes(implementation):
     assert 0 < score(line(0, 0, 9, 9, 9, 9), np.arange(6) // 2, implementation=implementation) < 1
 
 
 @each_implementation
-def test_seed_decides_the_clusters(implementation):
+def test_same_seed_gives_the_same_nmi(implementation):
     rng = np.random.default_rng(0)
     embeddings, labels = rng.standard_normal((80, 4), np.float32), rng.integers(0, 8, 80)
     first, second = (
@@ -68,6 +68,6 @@ def test_seed_decides_the_clusters(implementation):
     assert len(set(first)) > 1
 
 
-def test_unknown_implementation_names_the_valid_ones():
+def test_unknown_implementation_raises_with_the_valid_names():
     with pytest.raises(UserError, match=r"'sklearn'.*did you mean 'scikit-learn'.*device"):
         score(line(0, 9), np.arange(2), implementation="sklearn")

@@ -1,4 +1,4 @@
-"""The reference's figures, the tables and sentences of a comparison, and its picture."""
+"""`proxynca_jax.compare`: the reference's figures, the tables and notes of the report, and the plot."""
 
 import runpy
 from pathlib import Path
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]):
-    """Runs the command and returns its output, and its words in one line to find sentences in."""
+    """Runs the command. Returns its output as lines, and as one line with single spaces to search for sentences."""
 
     def run(*arguments: object) -> tuple[list[str], str]:
         compare.main([str(argument) for argument in arguments])
@@ -32,7 +32,7 @@ def report(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that the command saves, in place of their files."""
+    """Collects the figures that the command saves, instead of writing files."""
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     return figures
@@ -44,11 +44,11 @@ def picture_size(run: Path) -> tuple[int, int]:
 
 
 def curves(figure: Figure) -> list[dict[str, list[float]]]:
-    """What each panel shows, by its label in the legend; of equal labels the last."""
+    """Returns the y values of each panel's lines by legend label. If a label repeats, the last line counts."""
     return [{str(line.get_label()): list(line.get_ydata()) for line in axes.lines} for axes in figure.axes]
 
 
-# What the reference's README and the paper print: epoch, R@1, NMI; last five epochs; paper.
+# From the reference's README and the paper: best epoch, its R@1 and NMI, means of the last five epochs, the paper's.
 @pytest.mark.parametrize(
     ("name", "epochs", "epoch", "quoted", "last_five", "paper"),
     [
@@ -57,7 +57,7 @@ def curves(figure: Figure) -> list[dict[str, list[float]]]:
         ("sop", 50, 16, (74.07, None), (73.22, None), (73.73, None)),
     ],
 )
-def test_the_references_figures(tmp_path: Path, name, epochs, epoch, quoted, last_five, paper):
+def test_reference_figures_match_readme_and_paper(tmp_path: Path, name, epochs, epoch, quoted, last_five, paper):
     reference = REFERENCES[name]
     assert [record["epoch"] for record in reference.records] == list(range(-1, epochs))
     assert reference.quoted_epoch == epoch
@@ -77,7 +77,7 @@ def test_sop_has_a_better_epoch_than_the_one_its_readme_quotes(tmp_path: Path, r
     assert [best_epoch(REFERENCES[name].records)["epoch"] for name in ("cub", "cars", "sop")] == [17, 15, 44]
     fields = {"data.dataset": "sop", "evaluation.nmi": False}
     words = report(write_run(tmp_path / "run", REFERENCES["sop"].records, **fields))[1]
-    assert "quotes epoch 16, R@1 74.07; its log is highest at epoch 44." in words
+    assert "quotes epoch 16, R@1 74.07; in its log, R@1 is highest at epoch 44." in words
     assert "sop-scaling_x_1-scaling_p_8-lr_10.log" in words
     assert "scaling_p_12" not in words
     assert "NMI" not in words
@@ -85,7 +85,7 @@ def test_sop_has_a_better_epoch_than_the_one_its_readme_quotes(tmp_path: Path, r
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_the_projects_configs_have_the_references_settings(name: str):
+def test_configs_have_the_references_settings(name: str):
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
     assert other_settings(config, REFERENCES[name]) == []
     config.loss.proxy_scale = 12.0
@@ -94,7 +94,7 @@ def test_the_projects_configs_have_the_references_settings(name: str):
     ]
 
 
-def test_estimate_by_hand():
+def test_estimate_worked_by_hand():
     # Student's t for 95 % and 2 degrees of freedom is 4.30265; the standard error is 1/√3.
     assert estimate([50.0, 51.0, 52.0]) == pytest.approx((51, 1, 51 - 2.48414, 51 + 2.48414), abs=1e-4)
 
@@ -105,7 +105,7 @@ def test_seconds_are_the_median_of_finished_epochs():
     assert median_seconds(records) == 12
 
 
-def test_one_run_beside_the_reference(tmp_path: Path, report):
+def test_one_run_compared_with_the_reference(tmp_path: Path, report):
     run = write_run(tmp_path / "run", flat(10, 40, 54, 41, 42, 43, 44, 45))
     lines, words = report(run)
     table = lines[lines.index("percent                 R@1    R@2    R@4    R@8    NMI") :]
@@ -125,49 +125,49 @@ def test_one_run_beside_the_reference(tmp_path: Path, report):
     assert lines[3].split() == [str(run), "0", "7", "1", "13.0"]
     assert lines[4].split()[2:] == ["–", "20", "17", "36.4"]
     assert lines[0] == "cub, protocol 'reference': every epoch is scored on the test classes"
-    assert "One run gives no interval: nothing can be said of chance." in words
-    assert '"Best epoch" of the reference and these runs alike: the one of highest R@1 on the evaluation' in words
+    assert "One run gives no confidence interval, so a difference may be due to chance." in words
+    assert '"Best epoch" of the reference and of these runs: the one of highest R@1 on the evaluation' in words
     assert "NMI: arithmetic mean of the entropies, best of 10 k-means runs. The reference took the geometric" in words
-    assert "K-means here is that of 'scikit-learn'." in words
-    assert "The last epochs are not the same epoch" in words
-    for absent in "averaged", "Settings other", "random weights", "README", "±", "95%":
+    assert "K-means implementation: 'scikit-learn'." in words
+    assert "The runs do not end at the same epoch" in words
+    for absent in "averaged", "Settings that differ", "random weights", "README", "±", "95%":
         assert absent not in words
 
 
-def test_what_differs_from_the_reference_is_named(tmp_path: Path, report):
+def test_differences_from_the_reference_are_listed(tmp_path: Path, report):
     fields = {"loss.embedding_scale": 4.0, "model.weights": "", "evaluation.nmi_average": "geometric"}
     words = report(write_run(tmp_path / "run", flat(10, 40, 42, 44), **fields))[1]
-    assert "Settings other than the reference's: loss.embedding_scale 4.0 (reference 3.0)." in words
+    assert "Settings that differ from the reference's: loss.embedding_scale 4.0 (reference 3.0)." in words
     assert "started from random weights, the reference from weights pretrained" in words
     assert "NMI: geometric mean of the entropies" in words
     assert "Fewer than 5 epochs are finished; epochs averaged: 3." in words
     assert "this run 42.00 43.00 45.00 49.00 52.00 reference 51.62" in words
 
 
-def test_seeds_give_an_interval_and_a_verdict(tmp_path: Path, report):
+def test_several_seeds_give_an_interval_and_a_note_on_chance(tmp_path: Path, report):
     runs = [write_run(tmp_path / str(seed), shifted(seed - 1), seed=seed) for seed in range(3)]
     lines, words = report(*runs)
-    # The mean of the last five is the reference's, ± 1: the interval reaches 2.484 to either side.
+    # The means of the last five epochs are the reference's mean - 1, + 0 and + 1, so the interval is ± 2.484.
     assert "3 runs, mean ± sd 51.62 ± 1.00 64.09 ± 1.00 74.91 ± 1.00 83.74 ± 1.00 59.60 ± 1.00" in words
     assert "95% interval 49.14 to 54.10" in words
     assert (
         "The reference's figures for the mean of the last 5 epochs: "
-        "R@1 51.62, R@2 64.09, R@4 74.91, R@8 83.74, NMI 59.60 inside. The reference is one run" in words
+        "R@1 51.62, R@2 64.09, R@4 74.91, R@8 83.74, NMI 59.60 inside. The reference is a single run" in words
     )
     assert "One run" not in words
-    assert "The last epochs are not the same epoch" not in words
+    assert "The runs do not end at the same epoch" not in words
     assert lines[-1] == str(runs[0] / "comparison.png")
     assert picture_size(runs[0]) == (2520, 720)
     assert not list(tmp_path.glob("[12]/*.png"))
 
 
 @pytest.mark.parametrize(("by", "side"), [(-2.6, "outside"), (-2.4, "inside"), (2.4, "inside"), (2.6, "outside")])
-def test_the_verdict_turns_at_the_ends_of_the_interval(tmp_path: Path, report, by: float, side: str):
+def test_note_on_chance_changes_at_the_ends_of_the_interval(tmp_path: Path, report, by: float, side: str):
     runs = [write_run(tmp_path / str(seed), shifted(by + seed - 1), seed=seed) for seed in range(3)]
     assert f"R@1 51.62, R@2 64.09, R@4 74.91, R@8 83.74, NMI 59.60 {side}." in report(*runs)[1]
 
 
-def test_a_score_outside_stands_apart(tmp_path: Path, report):
+def test_scores_outside_the_interval_are_listed_separately(tmp_path: Path, report):
     runs = []
     for seed in range(2):
         records = [{**record, "nmi": record["nmi"] + 9 + 0.1 * seed} for record in shifted(seed)]
@@ -180,7 +180,7 @@ def test_runs_of_unequal_length(tmp_path: Path, report, drawn: list[Figure]):
     runs = [write_run(tmp_path / "0", flat(1, 20, 30, 40)), write_run(tmp_path / "1", flat(3, 24, 32), **elsewhere)]
     words = report(*runs)[1]
     assert "epochs averaged: 3, 2." in words
-    assert "2 runs, mean ± sd 29.00 ± 1.41" in words  # of 30 and 28
+    assert "2 runs, mean ± sd 29.00 ± 1.41" in words  # means 30 and 28
     assert curves(drawn[0])[1]["mean of 2 runs"] == [2, 22, 31]
 
 
@@ -206,7 +206,7 @@ def test_validation_protocol_compares_the_test_classes_only(tmp_path: Path, repo
     assert "reference" not in recall
 
 
-def test_validation_protocols_verdict_is_on_the_chosen_epoch(tmp_path: Path, report):
+def test_note_on_chance_is_about_the_chosen_epoch_in_the_validation_protocol(tmp_path: Path, report):
     runs = []
     for seed in range(2):
         test = {**ALIKE[18], "recall_at_1": 52.5 + 0.2 * seed}
@@ -215,19 +215,19 @@ def test_validation_protocols_verdict_is_on_the_chosen_epoch(tmp_path: Path, rep
     assert "figures for the chosen epoch, test classes: R@1 52.63, R@2" in report(*runs)[1]
 
 
-def test_a_data_set_without_reference_stands_alone(tmp_path: Path, report, drawn: list[Figure]):
+def test_report_of_a_data_set_without_reference(tmp_path: Path, report, drawn: list[Figure]):
     fields = {"data.dataset": "glyphs", "evaluation.recall_at": (1, 2)}
     runs = [write_run(tmp_path / str(seed), flat(1, 20 + seed, 30), seed=seed, **fields) for seed in range(2)]
     lines, words = report(*runs)
     assert "percent R@1 R@2 NMI best epoch 2 runs, mean ± sd 30.00 ± 0.00 31.00 ± 0.00 40.00 ± 0.00" in words
     assert "No reference is known for data set 'glyphs'; --reference names one: cub, cars, sop." in words
     assert '"Best epoch" of these runs: the one of highest R@1' in words
-    assert "95% interval: Student's t, of the mean of 2 runs." in words
+    assert "95% interval: Student's t, for the mean of 2 runs." in words
     assert not any(line.strip().startswith(("paper", "reference")) for line in lines)
     assert set(curves(drawn[0])[1]) == {"each run", "mean of 2 runs", "each run's best epoch"}
 
 
-def test_picture_shows_every_epoch_over_the_reference_and_the_paper(tmp_path: Path, report, drawn: list[Figure]):
+def test_plot_shows_every_epoch_the_reference_and_the_paper(tmp_path: Path, report, drawn: list[Figure]):
     report(*[write_run(tmp_path / str(seed), shifted(2.0 * seed), seed=seed) for seed in range(2)])
     (figure,) = drawn
     loss, recall, nmi = curves(figure)
@@ -247,11 +247,11 @@ def test_picture_shows_every_epoch_over_the_reference_and_the_paper(tmp_path: Pa
 def error_of(*arguments: object) -> str:
     with pytest.raises(SystemExit) as caught:
         compare.main([str(argument) for argument in arguments])
-    assert isinstance(caught.value.code, str)  # which Python prints, and exits with status 1
+    assert isinstance(caught.value.code, str)  # Python prints it and exits with status 1
     return caught.value.code
 
 
-def test_a_reference_is_named_and_a_misspelt_one_answered_with_the_nearest(tmp_path: Path, report):
+def test_reference_option_and_the_nearest_name_for_a_typo(tmp_path: Path, report):
     run = write_run(tmp_path / "run", flat(1, 20), **{"data.dataset": "tfds"})
     assert "reference 72.19" in report(run, "--reference", "cars")[1]
     message = error_of(run, "--reference", "car")
@@ -272,7 +272,7 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path: Path, fields: dic
     assert difference in error_of(one, other)
 
 
-def test_the_same_seed_twice_says_nothing_of_chance(tmp_path: Path):
+def test_runs_of_the_same_seed_are_refused(tmp_path: Path):
     run = write_run(tmp_path / "run", flat(1, 20))
     assert "the runs have the seeds [0, 0]" in error_of(run, run)
 
@@ -286,12 +286,12 @@ def test_the_same_seed_twice_says_nothing_of_chance(tmp_path: Path):
         (flat(1, 20), {"evaluation.recall_at": (2, 4)}, "has no Recall@1"),
     ],
 )
-def test_a_run_that_cannot_be_compared(tmp_path: Path, records: list[Record], fields: dict, message: str):
+def test_runs_without_the_needed_scores_are_refused(tmp_path: Path, records: list[Record], fields: dict, message: str):
     with pytest.raises(UserError, match=message):
         read_runs([write_run(tmp_path / "run", records, **fields)])
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path):
+def test_folders_without_a_readable_run_are_refused(tmp_path: Path):
     assert f"{tmp_path} is not the folder of a run" in error_of(tmp_path)
     run = write_run(tmp_path / "run", flat(1, 20))
     with (run / "metrics.jsonl").open("a") as file:

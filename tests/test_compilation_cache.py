@@ -1,3 +1,5 @@
+"""The persistent compilation cache: reuse, the user's own folder, and folders that cannot be written."""
+
 import os
 import pathlib
 import subprocess
@@ -16,7 +18,7 @@ print(events.count("cache_hits"), events.count("cache_misses"), bytes(x).hex())
 
 
 def run(**variables: pathlib.Path) -> list[str]:
-    """What the program prints: hits and misses of the cache, and the result's bytes."""
+    """Runs the program. Returns the cache's hits and misses, and the bytes of the result."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     environment = inherited | {name: str(path) for name, path in variables.items()}
     program = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
@@ -24,7 +26,7 @@ def run(**variables: pathlib.Path) -> list[str]:
     return program.stdout.split()
 
 
-def test_a_program_is_compiled_once_and_computes_the_same_to_the_last_bit(tmp_path):
+def test_second_run_loads_the_program_and_computes_the_same_bits(tmp_path):
     hits, misses, compiled = run(XDG_CACHE_HOME=tmp_path)
     assert hits == "0"
     assert misses != "0"
@@ -32,11 +34,11 @@ def test_a_program_is_compiled_once_and_computes_the_same_to_the_last_bit(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["proxynca_jax"]
 
 
-def test_the_users_own_cache_stays_the_users_choice(tmp_path):
+def test_the_users_cache_folder_takes_precedence(tmp_path):
     run(XDG_CACHE_HOME=tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=tmp_path / "theirs")
     assert not (tmp_path / "ours").exists()
 
 
-def test_without_a_place_to_write_to_every_run_compiles(tmp_path):
+def test_every_run_compiles_without_a_writable_folder(tmp_path):
     (tmp_path / "file").touch()
     assert run(XDG_CACHE_HOME=tmp_path / "file")[:2] == ["0", "0"]

@@ -120,18 +120,18 @@ def test_an_npz_file_of_another_kind(tmp_path):
     path = tmp_path / "file.npz"
     assert "there is no file" in refusal("--embeddings", path)
     np.savez(path, embedings=VECTORS, targets=LABELS)
-    assert "'embeddings', embeddings, labels are required. did you mean 'embedings'?" in refusal("--embeddings", path)
+    assert "'embeddings'; required: embeddings, labels. did you mean 'embedings'?" in refusal("--embeddings", path)
     np.savez(path, embeddings=VECTORS, labels=np.array(LABELS, object))
     assert "np.array(labels, str)" in refusal("--embeddings", path)
     assert "(6, 2) and labels of shape (5,)" in refusal("--embeddings", write(path, labels=LABELS[1:]))
     path.write_bytes(write(path).read_bytes()[:300])
-    assert "not a .npz file, or not a whole one" in refusal("--embeddings", path)
+    assert "is not a complete .npz file" in refusal("--embeddings", path)
 
 
 def test_a_parquet_file_of_another_kind(tmp_path):
     path = tmp_path / "file.parquet"
     pq.write_table(pa.table({"vector": list(VECTORS), "label": LABELS}), path)
-    assert "no column 'embedding', embedding, label are required. Valid names: label, vector" in refusal(
+    assert "no column 'embedding'; required: embedding, label. Valid names: label, vector" in refusal(
         "--embeddings", path
     )
     assert "2 in row 0, 3 in row 1" in refusal("--embeddings", write(path, [[1.0, 2.0], [1.0, 2.0, 3.0]], [1, 1]))

@@ -1,4 +1,4 @@
-"""Free memory: the machine's, unless a limit of the process's cgroup, or of one around it, leaves less."""
+"""Free memory: that of the machine, or what the limits of the process's cgroup and its parents leave, if less."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ import pytest
 from proxynca_jax.machine import free_memory
 from proxynca_jax.machine.free_memory import free_on_device, free_on_host
 
-UNLIMITED = 2**63 - 4096  # what version 1 calls no limit
+UNLIMITED = 2**63 - 4096  # version 1's value for no limit
 FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -18,7 +18,7 @@ FILES = {
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """One with 1,000 bytes available, its cgroups' files in a folder."""
+    """A fake machine with 1,000 bytes available and the files of its cgroups in a temporary folder."""
     available = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
     monkeypatch.setattr(free_memory, "CGROUPS", tmp_path / "cgroup")
@@ -38,11 +38,11 @@ def limit(group: pathlib.Path, version: int, limit: int | str, usage: int, inact
     (group / "memory.stat").write_text(f"anon 7\n{reclaimable} {inactive}\n")
 
 
-def test_without_cgroups_the_machine_counts(machine):
+def test_without_cgroups_the_machines_memory_is_free(machine):
     assert free_on_host() == 1000
 
 
-def test_version_2_limits_at_every_level(machine):
+def test_version_2_limits_apply_at_every_level(machine):
     join(machine, "0::/job/step\n")
     limit(machine / "cgroup/job/step", 2, "max", 600)
     assert free_on_host() == 1000
@@ -52,7 +52,7 @@ def test_version_2_limits_at_every_level(machine):
     assert free_on_host() == 200
 
 
-def test_version_1_limits_at_every_level(machine):
+def test_version_1_limits_apply_at_every_level(machine):
     join(machine, "8:cpu,cpuacct:/\n4:memory:/job/step\n0::/\n")
     limit(machine / "cgroup/memory/job/step", 1, UNLIMITED, 600)
     assert free_on_host() == 1000
@@ -60,19 +60,19 @@ def test_version_1_limits_at_every_level(machine):
     assert free_on_host() == 300
 
 
-def test_inside_a_container_the_root_counts(machine):
-    join(machine, "4:memory:/docker/0123\n")  # a path outside
+def test_limit_of_the_root_applies_in_a_container(machine):
+    join(machine, "4:memory:/docker/0123\n")  # a path outside the container
     limit(machine / "cgroup/memory", 1, 900, 600)
     assert free_on_host() == 300
 
 
-def test_file_pages_that_the_kernel_can_drop_are_free(machine):
+def test_reclaimable_page_cache_counts_as_free(machine):
     join(machine, "0::/\n")
     limit(machine / "cgroup", 2, 900, 850, inactive=300)
     assert free_on_host() == 350
 
 
-def test_a_cgroup_above_its_limit_leaves_nothing(machine):
+def test_cgroup_above_its_limit_has_no_free_memory(machine):
     join(machine, "0::/\n")
     limit(machine / "cgroup", 2, 900, 901)
     assert free_on_host() == 0
@@ -80,10 +80,10 @@ def test_a_cgroup_above_its_limit_leaves_nothing(machine):
 
 def test_this_machine_has_memory():
     assert 0 < free_on_host() <= psutil.virtual_memory().total
-    assert free_on_device() is None  # a CPU's is the host's
+    assert free_on_device() is None  # a CPU has no memory of its own
 
 
-def test_a_device_has_what_is_not_in_use(monkeypatch):
+def test_free_on_device_is_limit_minus_use(monkeypatch):
     class Accelerator:
         def memory_stats(self) -> dict[str, int]:
             return {"bytes_limit": 900, "bytes_in_use": 600}

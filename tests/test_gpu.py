@@ -1,4 +1,4 @@
-"""The benchmark for whoever has a GPU, rehearsed on whatever this machine has with little of everything."""
+"""`benchmarks.gpu` with small settings, on any machine: its parts, its errors and its output."""
 
 import dataclasses
 import json
@@ -42,10 +42,10 @@ TINY = Settings(
 
 
 @pytest.mark.slow
-def test_every_part_in_small(tmp_path, monkeypatch, capsys):
+def test_all_parts_with_small_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(torch_step, "peak", lambda _: 1e12)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores, more threads wait for each other for seconds
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores, several threads would wait for each other for seconds
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "the user's own"))
     assert gpu.measure(TINY, tmp_path / "gpu.json"), capsys.readouterr()
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
@@ -81,7 +81,7 @@ def test_every_part_in_small(tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1].endswith(str(tmp_path / "gpu.json"))
 
 
-def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_a_failed_part_is_reported_and_the_others_run(tmp_path, monkeypatch, capsys):
     path = tmp_path / "gpu.json"
 
     def broken(settings, work, figures):
@@ -90,7 +90,7 @@ def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path, monkeypatch,
         raise ZeroDivisionError("division by zero")
 
     def refused(settings, work, figures):
-        """Cannot."""
+        """Refuses."""
         raise UserError("needs a card")
 
     def sound(settings, work, figures):
@@ -120,10 +120,10 @@ def test_a_variant_that_fails_is_a_row_and_fails_the_part(tmp_path, monkeypatch,
         gpu.steps(TINY, tmp_path, figures)
     assert [row["variant"] for row in figures["rows"]] == ["ours", "eager"]
     assert figures["summary"]["embed: our best"].endswith("(ours, batch 2)")
-    assert "failed: the process ended with status 3" in capfd.readouterr().out
+    assert "failed: the process exited with status 3" in capfd.readouterr().out
 
 
-def test_a_run_that_fails_says_why(tmp_path, capfd):
+def test_a_failed_run_reports_its_status_and_last_line(tmp_path, capfd):
     settings = dataclasses.replace(TINY, train_program=("-c", "import sys; sys.exit('no such thing')"))
     with pytest.raises(UserError, match=r"status 1 .*no such thing"):
         gpu.train(settings, tmp_path, "first", {})
@@ -134,7 +134,7 @@ def test_a_run_that_fails_says_why(tmp_path, capfd):
         gpu.repeat(TINY, tmp_path, {})
 
 
-def test_golden_tests_that_do_not_run_fail_the_part(tmp_path, capfd):
+def test_parity_fails_if_no_golden_test_runs(tmp_path, capfd):
     settings = dataclasses.replace(TINY, golden_options=("-k", "no_such_test"))
     with pytest.raises(UserError, match="status 5"):
         gpu.parity(settings, tmp_path, {})
@@ -147,7 +147,7 @@ GOLDEN_FAILURE = f"""<testsuites><testsuite errors="0" failures="1" skipped="0" 
 <failure message="AssertionError: loss bfloat16">...</failure></testcase></testsuite></testsuites>"""
 
 
-def test_a_golden_test_that_fails_keeps_its_distance(tmp_path, monkeypatch, capsys):
+def test_parity_keeps_the_distance_of_a_failed_golden_test(tmp_path, monkeypatch, capsys):
     def run(command, **_):
         (report,) = (word.removeprefix("--junitxml=") for word in command if word.startswith("--junitxml="))
         Path(report).write_text(GOLDEN_FAILURE)
@@ -163,7 +163,7 @@ def test_a_golden_test_that_fails_keeps_its_distance(tmp_path, monkeypatch, caps
     assert "what pytest said" in err
 
 
-def test_the_worst_distance_of_each_kind():
+def test_worst_of_each_kind():
     rows = [
         {"precision": precision, "kind": kind, "of": "", "distance": distance, "bound": bound}
         for precision, kind, distance, bound in [
@@ -176,13 +176,13 @@ def test_the_worst_distance_of_each_kind():
     assert gpu.worst_of_each_kind(rows) == [rows[0], rows[3]]
 
 
-def test_the_real_settings_name_what_there_is():
+def test_default_settings_name_existing_steps_and_variants():
     for step, _, variants in Settings().comparisons:
         assert step in STEPS
         assert set(variants) <= set(torch_step.VARIANTS)
 
 
-def test_each_precision_is_compared_with_its_rivals():
+def test_compare_with_pytorch_takes_the_best_of_equal_or_higher_precision():
     speeds = {"ours_bfloat16": 8, "ours_tensorfloat32": 6, "eager": 2, "compile_graphs": 3, "compile_graphs_amp": 4}
     rows = [Measurement("train", name, 32, 32 / speed, 1.0, 1.0, None) for name, speed in speeds.items()]
     found = [(row["ours"], row["pytorch"], row["ratio"]) for row in gpu.compare_with_pytorch(rows)]
@@ -191,7 +191,7 @@ def test_each_precision_is_compared_with_its_rivals():
 
 
 @pytest.mark.filterwarnings("ignore:cub. found")
-def test_the_drawn_images_are_all_different_and_in_cubs_layout(tmp_path):
+def test_drawn_images_are_all_different_and_in_cubs_layout(tmp_path):
     kb = gpu_run.draw_cub(tmp_path, training=10, test=7, classes=4)
     assert 50 < kb < 100
     dataset = load_dataset(DataConfig(root=str(tmp_path)))
@@ -202,7 +202,7 @@ def test_the_drawn_images_are_all_different_and_in_cubs_layout(tmp_path):
     assert decode(training.images[0], "first").shape == (gpu_run.HEIGHT, gpu_run.WIDTH, 3)
 
 
-def test_differences_between_two_runs():
+def test_different_records_and_arrays():
     record = {"epoch": 0, "train_loss": 2.0, "train_seconds": 5.0}
     assert gpu_run.different_records([record], [record | {"train_seconds": 6.0}]) == []
     assert gpu_run.different_records([record], [record | {"nmi": 3.0}]) == ["epoch 0 nmi: None and 3.0"]
@@ -214,9 +214,9 @@ def test_differences_between_two_runs():
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="this machine has a GPU")
-def test_without_a_gpu_there_is_one_clear_line(tmp_path, monkeypatch):
+def test_without_a_gpu_the_command_exits_with_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["gpu"])
-    with pytest.raises(SystemExit, match=r"^error: JAX finds no GPU but 1 × cpu.* pip install -e '.\[cuda\]'"):
+    with pytest.raises(SystemExit, match=r"^error: JAX finds no GPU, only 1 × cpu.* pip install -e '.\[cuda\]'"):
         gpu.main()
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The account of a GPU program, on a text as XLA writes it."""
+"""Counts of kernels, bytes and launches, parsed from XLA's text of a GPU program."""
 
 import collections
 import importlib.util
@@ -25,7 +25,7 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 """
 
 
-def test_every_launch_is_counted_with_its_bytes():
+def test_read_program_counts_launches_and_their_bytes():
     account = Account(read_program(PROGRAM), 0, collections.Counter(), peak_bytes=0, flops=0)
     assert [each.kind for each in account.instructions] == [
         "fusion",
@@ -39,8 +39,8 @@ def test_every_launch_is_counted_with_its_bytes():
     assert account.total()[0] == 5
 
 
-def test_what_runs_during_a_collective_is_counted():
-    assert [each.meanwhile for each in read_program(PROGRAM)] == [0, 2, 0, 0, 0]
+def test_read_program_counts_launches_that_overlap_a_collective():
+    assert [each.overlapped_launches for each in read_program(PROGRAM)] == [0, 2, 0, 0, 0]
 
 
 THUNKS = """000: kCommandBuffer [source | next=006 (1)]
@@ -51,18 +51,18 @@ THUNKS = """000: kCommandBuffer [source | next=006 (1)]
 """
 
 
-def test_launches_outside_graphs_are_counted():
+def test_read_thunks_counts_launches_outside_graphs():
     assert read_thunks(THUNKS) == (1, {"Convolution": 1, "CustomKernel": 1})
 
 
-def test_convolutions_are_asked_into_graphs_on_gpus_only():
+def test_compiler_options_put_convolutions_into_cuda_graphs_on_gpus_only():
     assert "CONVOLUTION" in steps.compiler_options("gpu")["xla_gpu_enable_command_buffer"].split(",")
     assert "xla_gpu_enable_command_buffer" not in steps.compiler_options("gpu", graphs=False)
     assert steps.compiler_options("cpu") == {}
 
 
-def test_each_program_is_one_graph():
-    """Compiles where JAX's CUDA plugin is installed; elsewhere the command says what it needs."""
+def test_each_program_is_one_cuda_graph():
+    """Compiles if JAX's CUDA plugin is installed. Otherwise it checks the command's error message."""
     words = [sys.executable, "-m", "benchmarks.gpu_program", "--devices", "1", "--dtypes", "bfloat16"]
     done = subprocess.run(
         [*words, "--steps", "embed"], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}

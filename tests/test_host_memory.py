@@ -1,4 +1,4 @@
-"""Memory that is freed serves the next who asks."""
+"""keep_freed_memory: freed memory is reused instead of being returned to the operating system."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PAGES_ANEW = """
+COUNT_PAGE_FAULTS = """
 import resource, sys, threading
 from proxynca_jax.machine import host_memory
 
@@ -28,9 +28,9 @@ print(faults(fill), faults(fill))
 """
 
 
-def pages(*arguments: str) -> list[int]:
-    """How many the first and the second call of a process for the same memory take from Linux."""
-    command = [sys.executable, "-c", PAGES_ANEW, *arguments]
+def page_faults(*arguments: str) -> list[int]:
+    """Returns the page faults of a process's first and second allocation of the same size."""
+    command = [sys.executable, "-c", COUNT_PAGE_FAULTS, *arguments]
     return [int(count) for count in subprocess.check_output(command, text=True).split()]
 
 
@@ -38,13 +38,13 @@ needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glib
 
 
 @needs_glibc
-def test_memory_is_not_asked_for_twice() -> None:
-    first, second = pages("keep")
+def test_freed_memory_is_reused() -> None:
+    first, second = page_faults("keep")
     assert second < first / 10
 
 
 @needs_glibc
 @pytest.mark.parametrize("arguments", [(), ("keep", "accelerator")])
-def test_memory_is_handed_back_otherwise(arguments) -> None:
-    first, second = pages(*arguments)
+def test_freed_memory_is_returned_by_default_and_with_an_accelerator(arguments) -> None:
+    first, second = page_faults(*arguments)
     assert second > first / 2

@@ -1,4 +1,4 @@
-"""k-means: worked by hand, equal to scikit-learn's from the same centres, seeded as k-means++ is, in bounded memory."""
+"""k-means: examples worked by hand, comparison with scikit-learn, distribution of k-means++ seeds, and memory."""
 
 import functools
 import itertools
@@ -26,7 +26,7 @@ def blobs(points: int, clusters: int, dim: int, spread: float = 0.3) -> np.ndarr
 
 
 def test_lloyd_worked_by_hand():
-    # 0 | 1 9 11, then 0 1 | 9 11, then the same again.
+    # Clusters: 0 | 1 9 11, then 0 1 | 9 11, then no change.
     found = lloyd(line(0, 1, 9, 11), line(0, 1))
     np.testing.assert_allclose(found.centres, line(0.5, 10), rtol=1e-6)
     assert found.labels.tolist() == [0, 0, 1, 1]
@@ -43,16 +43,16 @@ def test_lloyd_worked_by_hand():
         ({"tolerance": 35 / 23.1875}, 2),
     ],
 )
-def test_lloyd_stops_when_told(options, iterations):
+def test_lloyd_stops_at_max_iterations_and_tolerance(options, iterations):
     found = lloyd(line(0, 1, 9, 11), line(0, 1), **options)
     assert found.iterations == iterations
-    # The labels are those of the centres that are returned, also when it stops half-way.
+    # The labels belong to the returned centres, even if the run stops before it converges.
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.inertia == pytest.approx({1: 0 + 1 + 4 + 16, 2: 0.5 + 2}[iterations], rel=1e-6)
 
 
 @pytest.mark.parametrize(("points", "clusters", "dim"), [(500, 10, 8), (501, 1, 3), (4001, 300, 16)])
-def test_equals_scikit_learn_from_the_same_centres(points, clusters, dim):
+def test_lloyd_equals_scikit_learn_from_the_same_centres(points, clusters, dim):
     vectors = blobs(points, clusters, dim)
     start = vectors[np.random.default_rng(1).permutation(points)[:clusters]]
     found = lloyd(vectors, start)
@@ -62,11 +62,11 @@ def test_equals_scikit_learn_from_the_same_centres(points, clusters, dim):
     assert found.inertia == pytest.approx(expected.inertia_, rel=1e-5)
 
 
-def test_point_between_two_centres_goes_to_the_first():
+def test_point_between_two_centres_is_assigned_to_the_first():
     assert lloyd(line(0, 1, 2), line(0, 2), max_iterations=0).labels.tolist() == [0, 0, 1]
 
 
-def test_points_far_from_the_origin_keep_their_digits():
+def test_points_far_from_the_origin_keep_their_precision():
     vectors, start = blobs(500, 10, 8), blobs(10, 10, 8)
     near = lloyd(vectors.astype(np.float64), start.astype(np.float64))
     far = lloyd(vectors.astype(np.float64) + 1e6, start.astype(np.float64) + 1e6)
@@ -74,14 +74,14 @@ def test_points_far_from_the_origin_keep_their_digits():
     assert far.inertia == pytest.approx(near.inertia, rel=1e-5)
 
 
-def test_centres_without_points_take_the_farthest():
-    # All are nearest to 0. The first empty centre takes the farthest of them, the second the next.
+def test_centres_without_points_move_to_the_farthest_points():
+    # All points are nearest to 0. The first empty centre moves to the farthest point, the second to the next.
     found = lloyd(line(0, 1, 9, 11), line(0, 100, 200), max_iterations=1)
     np.testing.assert_allclose(found.centres, line(0.5, 11, 9), rtol=1e-6)
     assert found.labels.tolist() == [0, 0, 2, 1]
 
 
-def test_empty_clusters_are_filled_as_scikit_learn_fills_them():
+def test_empty_clusters_are_filled_as_in_scikit_learn():
     vectors = blobs(400, 12, 4)
     start = np.concatenate([vectors[:8], np.full((4, 4), 50, np.float32)])
     found = lloyd(vectors, start)
@@ -90,8 +90,9 @@ def test_empty_clusters_are_filled_as_scikit_learn_fills_them():
     np.testing.assert_array_equal(found.labels, expected.labels_)
 
 
-def test_cluster_that_gave_its_only_point_stays():
-    # 90 takes 0 from the centre at 1. Then no point is away from its centre, so there is none to take back.
+def test_centre_that_lost_its_only_point_keeps_its_position():
+    # The centre at 90 moves to the point 0 of the centre at 1. All points then coincide with a centre, so no point is
+    # left for the centre at 1.
     found = lloyd(line(0, 5, 5), line(1, 5, 90))
     np.testing.assert_allclose(found.centres, line(1, 5, 0), atol=1e-6)
     assert found.labels.tolist() == [2, 1, 1]
@@ -101,7 +102,7 @@ def test_cluster_that_gave_its_only_point_stays():
 
 
 def chosen_sets(points: np.ndarray, clusters: int, trials: int) -> dict[frozenset[int], float]:
-    """Greedy k-means++ in full: the probability of every set of centres."""
+    """Computes the probability of every set of centres under greedy k-means++, by enumeration."""
     distances = np.square(points[:, None] - points[None]).sum(-1)
     found = {(first,): 1 / len(points) for first in range(len(points))}
     for _ in range(clusters - 1):
@@ -121,7 +122,7 @@ def chosen_sets(points: np.ndarray, clusters: int, trials: int) -> dict[frozense
 
 
 def check_draws(points: np.ndarray, clusters: int, trials: int):
-    """Compares sets drawn with many keys to their probabilities."""
+    """Compares the frequencies of sets drawn with many keys with their probabilities."""
     draws = 10_000
     seed = functools.partial(module._seed.__wrapped__, clusters=clusters, trials=trials)
     keys = jax.random.split(jax.random.key(0), draws)
@@ -140,24 +141,24 @@ SIX = np.array([[0, 0], [0, 1], [3, 0], [3, 2], [-2, 4], [-1, 4.5]], np.float32)
 
 
 @pytest.mark.parametrize(("clusters", "trials"), [(2, 2), (3, 3), (4, 1)])
-def test_draws_are_those_of_greedy_kmeans_plus_plus(clusters, trials):
+def test_seeds_have_the_distribution_of_greedy_kmeans_plus_plus(clusters, trials):
     check_draws(SIX, clusters, trials)
 
 
 @pytest.mark.parametrize("clusters", [3, 4])
-def test_draws_of_a_round_of_several_are_those_one_by_one(clusters, monkeypatch):
+def test_rounds_of_several_centres_have_the_distribution_of_single_ones(clusters, monkeypatch):
     monkeypatch.setattr(module, "CENTRES_PER_ADDED", 1)
-    # With one candidate there is no gain to compare, which is the one thing that a round does not bring up to date.
+    # A round does not update gains. With one candidate there are no gains to compare, so the distribution is exact.
     check_draws(SIX, clusters, trials=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_distinct_point_becomes_a_centre_where_there_are_enough(seed):
+def test_every_distinct_point_becomes_a_centre_if_there_are_enough_clusters(seed):
     found = initial_centres(line(0, 4, 0, 9, 4, 0), 3, key=jax.random.key(seed))
     assert sorted(found[:, 0]) == [0, 4, 9]
 
 
-def test_seeding_is_as_good_as_scikit_learn():
+def test_seeding_inertia_is_close_to_scikit_learn():
     vectors = blobs(2000, 200, 16)
 
     def inertia(centres):
@@ -168,7 +169,7 @@ def test_seeding_is_as_good_as_scikit_learn():
     assert np.mean(ours) < 1.04 * np.mean(theirs)
 
 
-def test_blocks_that_do_not_divide_the_points_draw_the_same(monkeypatch):
+def test_seeds_do_not_depend_on_the_block_size(monkeypatch):
     vectors, key = blobs(611, 40, 8), jax.random.key(0)
     whole = initial_centres(vectors, 40, key=key)
     jax.clear_caches()
@@ -180,7 +181,7 @@ def test_blocks_that_do_not_divide_the_points_draw_the_same(monkeypatch):
 # Whole runs
 
 
-def test_run_of_lowest_inertia_counts():
+def test_kmeans_returns_the_run_of_lowest_inertia():
     vectors = blobs(300, 30, 4, spread=0.5)
     keys = jax.random.split(jax.random.key(3), 6)
     runs = [lloyd(vectors, initial_centres(vectors, 30, key=key)) for key in keys]
@@ -191,7 +192,7 @@ def test_run_of_lowest_inertia_counts():
     np.testing.assert_array_equal(found.labels, best.labels)
 
 
-def test_seed_decides_the_result():
+def test_same_seed_gives_the_same_result():
     vectors = blobs(300, 30, 4, spread=0.5)
     first, second = ([kmeans(vectors, 30, restarts=1, seed=seed).inertia for seed in (0, 1, 2**32 - 1)] for _ in "ab")
     assert first == second
@@ -214,7 +215,7 @@ def test_as_many_clusters_as_points():
     assert sorted(found.labels) == list(range(40))
 
 
-def test_memory_is_that_of_a_few_blocks():
+def test_memory_is_bounded_by_a_few_blocks():
     vectors, clusters = blobs(40_003, 10, 4), 1000
     bound_bytes = 4 * (2 * module.BLOCK_DISTANCES + 2 * module.MOST_ADDED * len(vectors))
     assert bound_bytes < 4 * len(vectors) * clusters / 10

@@ -1,4 +1,4 @@
-"""A run's log and records in its folder, and how a pass over images shows its progress."""
+"""Log files and records of a run, and the progress display."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time in seconds that the module's clock shows; tests set `now`."""
+    """A fake clock of the module; tests set `now`, in seconds."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
@@ -54,7 +54,7 @@ def test_keep_records_until(log, step, kept):
     assert log.records() == [*RECORDS[:kept], RECORDS[2]]
 
 
-def test_lines_are_printed_and_kept(tmp_path, capsys):
+def test_lines_are_printed_and_written(tmp_path, capsys):
     MetricLog(tmp_path).line("epoch 0  loss 4.5")
     MetricLog(tmp_path).line("epoch 1  loss 4.1")
     assert capsys.readouterr().out == "epoch 0  loss 4.5\nepoch 1  loss 4.1\n"
@@ -67,7 +67,7 @@ def test_scores_as_one_line():
     assert describe_scores({"epoch": 16, "recall_at_1": 100.0}) == "R@1 100.00"
 
 
-def test_progress_is_lines_where_there_is_no_terminal(clock, capsys):
+def test_progress_is_lines_without_a_terminal(clock, capsys):
     with Progress("epoch 2", images=10, done=4) as progress:
         clock.now += 2
         progress.advance(3)
@@ -76,7 +76,7 @@ def test_progress_is_lines_where_there_is_no_terminal(clock, capsys):
         progress.advance(3)
         progress.show("loss 4.1000")
     captured = capsys.readouterr()
-    # The speed counts what this process has seen, not the 4 images before it.
+    # The throughput counts the images of this process, not the 4 images before it.
     assert captured.out == (
         "epoch 2  7/10 images  1.5 img/s  loss 4.5000\nepoch 2  10/10 images  2.0 img/s  loss 4.1000\n"
     )

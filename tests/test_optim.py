@@ -1,4 +1,4 @@
-"""Adam worked by hand at its first step, PyTorch's Adam over epochs, and the schedule at its corners."""
+"""Optimiser: the first step worked by hand, comparison with PyTorch's Adam, and the learning-rate schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_first_step_worked_by_hand():
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 1e-3])
-def test_three_epochs_against_torch(epsilon):
+def test_three_epochs_equal_torch_adam(epsilon):
     config = OptimConfig(learning_rate=0.045, proxy_learning_rate=10.0, epsilon=epsilon)
     rng = np.random.default_rng(0)
     start = {"network": rng.standard_normal((3, 5), np.float32), "proxies": rng.standard_normal((4, 2), np.float32)}
@@ -50,13 +50,14 @@ def test_three_epochs_against_torch(epsilon):
         if step % 2 == 0:
             decay.step()
         for name in start:
-            # 1 − β₂ in float32 is off by 1.3e-5, which is half as much in an update; the largest sum up to 6 rates.
+            # 1 − β₂ in float32 has a relative error of 1.3e-5, which is halved in an update. The largest updates sum to
+            # 6 learning rates.
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-5 * rates[name])
 
 
-# 41: a float32 reciprocal of it is below 1/41, so that an epoch counted in floats would begin a step late.
+# 41: its float32 reciprocal is below 1/41. If epochs were computed in floats, one would begin a step late.
 @pytest.mark.parametrize("steps_per_epoch", [1, 41, 1860])
-def test_rate_falls_at_the_first_step_of_an_epoch(steps_per_epoch):
+def test_learning_rate_decays_at_the_first_step_of_an_epoch(steps_per_epoch):
     schedule = jax.jit(learning_rate_schedule(0.045, decay_per_epoch=0.94, steps_per_epoch=steps_per_epoch))
     for epoch in (0, 1, 2, 7, 49):
         first = epoch * steps_per_epoch

@@ -1,4 +1,4 @@
-"""Retrieval scores: worked by hand, then against sorting in Python, then at the edges of float32 and of memory."""
+"""Retrieval scores: examples worked by hand, comparison with sorting in Python, limits of float32 and of memory."""
 
 import itertools
 
@@ -12,19 +12,19 @@ from proxynca_jax.metrics import retrieval
 from proxynca_jax.metrics.retrieval import NO_MATCH, mean_precisions, precisions_at_r, ranks, recall_at_k
 from proxynca_jax.metrics.vectors import DISTANCES
 
-# Vectors of length 1 whose inner products float32 holds exactly, so that equal distances are equal to the last bit.
+# Unit vectors whose inner products are exact in float32, so equal distances have the same bits.
 EXACT_UNIT_VECTORS = np.array([*itertools.product((-0.5, 0.5), repeat=4), *np.eye(4), *-np.eye(4)], np.float32)
 EXACT_POINTS = np.array([*itertools.product((-3, 0, 1, 2), repeat=2)], np.float32)
-LABELS = (0, 2**32, -7, 3)  # the first two are the same in 32 bits
+LABELS = (0, 2**32, -7, 3)  # the first two are equal in 32 bits
 
 
 def line(*points: float) -> np.ndarray:
-    """Embeddings of one dimension, where distances are easy to see."""
+    """Returns one-dimensional embeddings, whose distances are easy to see."""
     return np.array(points, np.float32)[:, None]
 
 
 def sort_in_python(embeddings, labels, gallery, distance) -> list[tuple]:
-    """Ranks, average precisions and R-precisions of the queries, from their definitions in float64."""
+    """Computes ranks, average precisions and R-precisions of the queries in float64, from their definitions."""
     others, other_labels = (embeddings, labels) if gallery is None else gallery
     queries, others = embeddings.astype(np.float64), others.astype(np.float64)
     scores = []
@@ -47,7 +47,7 @@ def sort_in_python(embeddings, labels, gallery, distance) -> list[tuple]:
 
 @st.composite
 def searches(draw):
-    """Few places and few labels: duplicates, ties, and classes that are alone, absent or everything."""
+    """Draws from few points and few labels: duplicates, ties, classes of one image, absent classes, a single class."""
     distance = draw(st.sampled_from(DISTANCES))
     places = EXACT_UNIT_VECTORS if distance == "cosine" else EXACT_POINTS
 
@@ -88,26 +88,26 @@ def test_precisions_worked_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6, strict=True)
 
 
-def test_mean_precisions_leave_out_the_queries_without_a_match():
+def test_mean_precisions_ignore_queries_without_a_match():
     found = np.array([0.5, np.nan, 0.25], np.float32), np.array([1, np.nan, 0], np.float32)
     assert mean_precisions(*found) == {"map_at_r": 0.375, "r_precision": 0.5}
 
 
-def test_tie_goes_to_the_querys_class_in_ranks_and_to_the_lower_row_in_precisions():
+def test_ties_go_to_the_querys_class_in_ranks_and_to_the_lower_row_in_precisions():
     search = {"gallery": (line(1, -1), np.array([1, 0])), "distance": "squared_euclidean"}
     query, label = line(0), np.array([0])
     assert ranks(query, label, **search) == 0
     assert precisions_at_r(query, label, **search)[1] == 0
 
 
-def test_query_is_left_out_by_row_so_that_its_duplicate_is_found():
+def test_query_is_excluded_by_row_so_its_duplicate_is_found():
     embeddings, labels = line(0, 0, 5, 5), np.array([0, 1, 0, 1])
     np.testing.assert_array_equal(ranks(embeddings, labels, distance="squared_euclidean"), [1, 1, 1, 1])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(searches())
-def test_scores_are_those_of_sorting(search):
+def test_scores_equal_those_of_sorting(search):
     embeddings, labels, options = search
     expected_ranks, *expected_precisions = sort_in_python(embeddings, labels, options["gallery"], options["distance"])
     if set(expected_ranks) == {NO_MATCH}:
@@ -120,7 +120,7 @@ def test_scores_are_those_of_sorting(search):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_scores_of_many_images_are_those_of_sorting(distance):
+def test_scores_of_many_images_equal_those_of_sorting(distance):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 40, 300)
     embeddings = (rng.standard_normal((300, 16)) + rng.standard_normal((40, 16))[labels]).astype(np.float32)
@@ -134,7 +134,7 @@ def test_scores_of_many_images_are_those_of_sorting(distance):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_rounding_makes_no_rival_of_an_image_of_the_same_class(distance):
+def test_rounding_does_not_count_an_image_of_the_same_class_as_closer(distance):
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(50), 5))
     embeddings = rng.standard_normal((50, 64), dtype=np.float32)[labels]
@@ -144,9 +144,9 @@ def test_rounding_makes_no_rival_of_an_image_of_the_same_class(distance):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("block_size", [64, 100, 512])
-def test_best_of_the_class_has_the_same_bits_where_rivals_are_counted(distance, block_size):
-    # Each query's class is itself and an image at its side, nearer than all others: any rank but 0 comes of a best that
-    # rounds to less than it does in the tile where rivals are counted.
+def test_nearest_positive_has_the_same_bits_in_both_passes(distance, block_size):
+    # Each class is a query and one image close to it, so every rank is 0. Another rank would mean that the similarity
+    # of the nearest positive rounds differently in the pass that counts closer images.
     rng = np.random.default_rng(1)
     labels = rng.permutation(np.repeat(np.arange(300), 2))
     embeddings = rng.standard_normal((300, 64))[labels] + 0.3 * rng.standard_normal((600, 64))
@@ -156,7 +156,7 @@ def test_best_of_the_class_has_the_same_bits_where_rivals_are_counted(distance, 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("exponent", [-120, 120])
-def test_scores_do_not_depend_on_the_unit_even_where_squares_leave_the_range_of_float32(distance, exponent):
+def test_scores_do_not_depend_on_scale_even_if_squares_overflow_float32(distance, exponent):
     rng = np.random.default_rng(0)
     embeddings, labels = rng.integers(-3, 4, (60, 4)).astype(np.float32), rng.integers(0, 6, 60)
     scaled = np.ldexp(embeddings, exponent)
@@ -172,21 +172,21 @@ def test_cosine_ignores_length():
     np.testing.assert_array_equal(ranks(unit * rng.uniform(0.1, 9, (60, 1)), labels), ranks(unit, labels))
 
 
-def test_zero_vector_is_at_right_angles_to_all_others():
+def test_zero_vector_is_orthogonal_to_all_others():
     embeddings, labels = np.array([[1, 0], [0, 0], [1, 1], [1, 1]], np.float32), np.array([0, 0, 1, 1])
     np.testing.assert_array_equal(ranks(embeddings, labels), [2, 0, 0, 0])
 
 
 @pytest.mark.parametrize("score", [ranks, precisions_at_r])
-def test_unusable_embeddings_are_the_users_error(score):
+def test_invalid_embeddings_raise_user_errors(score):
     good, labels = line(0, 1, 2, 3), np.array([0, 0, 1, 1])
     with pytest.raises(UserError, match=r"Row 1 of the 4 query embeddings is not finite: \[nan\]"):
         score(line(0, np.nan, 2, np.inf), labels)
     with pytest.raises(UserError, match=r"Row 3 of the 4 gallery embeddings is not finite: \[-inf\]"):
         score(good, labels, gallery=(line(0, 1, 2, -np.inf), labels))
-    with pytest.raises(UserError, match="3 gallery embeddings and 4 labels"):
+    with pytest.raises(UserError, match=r"3 gallery embeddings and 4 labels\."):
         score(good, labels, gallery=(good[:3], labels))
-    with pytest.raises(UserError, match=r"None of the 4 queries .* 0 of the gallery"):
+    with pytest.raises(UserError, match=r"None of the 4 queries .* gallery of 0 images"):
         score(good, labels, gallery=(good[:0], labels[:0]))
     with pytest.raises(UserError, match="None of the 0 queries"):
         score(good[:0], labels[:0])
@@ -195,7 +195,7 @@ def test_unusable_embeddings_are_the_users_error(score):
 
 
 @pytest.mark.parametrize("score", [ranks, precisions_at_r])
-def test_memory_is_that_of_a_few_blocks(score, monkeypatch):
+def test_memory_is_bounded_by_a_few_blocks(score, monkeypatch):
     images, block = 4099, 64
     embeddings, labels = np.random.default_rng(0).standard_normal((images, 8), np.float32), np.arange(images) // 4
     programs = []
@@ -211,7 +211,7 @@ def test_memory_is_that_of_a_few_blocks(score, monkeypatch):
     assert max(program.memory_analysis().temp_size_in_bytes for program in programs) < 4 * (4 * block * images)
 
 
-def test_both_visits_of_the_tiles_are_calls_of_one_program():
+def test_both_passes_over_the_tiles_share_one_compiled_program():
     embeddings, labels = np.random.default_rng(0).standard_normal((23, 5), np.float32), np.arange(23) // 3
     programs = retrieval._visit._cache_size()
     for _ in range(2):

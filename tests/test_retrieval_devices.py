@@ -1,4 +1,4 @@
-"""The scores of one, two and eight devices are the same to the last bit."""
+"""Retrieval scores are bit-identical on one, two and eight devices."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from proxynca_jax.metrics.retrieval import precisions_at_r, ranks
 
 REPOSITORY = Path(__file__).parents[1]
-# JAX counts its devices once, when it starts: hence a process of its own.
+# JAX counts its devices once, when it starts, so this runs in a process of its own.
 PROGRAM = """
 import sys
 import jax
@@ -33,7 +33,7 @@ np.savez(sys.argv[1], **scores)
 
 
 def searches() -> dict[str, tuple[tuple[np.ndarray, np.ndarray], dict]]:
-    """Numbers of images that neither two nor eight devices divide, nor the block, and more devices than blocks."""
+    """Returns searches whose sizes are not multiples of the devices or the block, one with more devices than blocks."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 60, 301)
     embeddings = rng.standard_normal((60, 16), np.float32)[labels] + rng.standard_normal((301, 16), np.float32)

@@ -1,4 +1,4 @@
-"""One program on many devices: the same losses, proxies divided by class, and what a device then has to hold."""
+"""Data parallelism: equal losses on any number of devices, sharded proxies, memory per device, and collectives."""
 
 import json
 import os
@@ -29,7 +29,7 @@ MANY = 1_000_000  # classes
 
 
 def on_eight_devices(expression: str, **variables: str) -> Any:
-    """The value of an expression over this module, in a new process: JAX counts its devices once, when it starts."""
+    """Evaluates an expression over this module in a new process, because JAX counts its devices once, at start."""
     program = f"import json, sys; from tests import test_sharding; json.dump({expression}, sys.stdout)"
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths} | variables
@@ -37,8 +37,8 @@ def on_eight_devices(expression: str, **variables: str) -> Any:
     return json.loads(process.stdout)
 
 
-def layout_of(devices: int, divided_classes: int | None = None) -> Layout:
-    return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), divided_classes)
+def layout_of(devices: int, sharded_classes: int | None = None) -> Layout:
+    return Layout(Mesh(np.array(jax.devices()[:devices]), (AXIS,)), sharded_classes)
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     batch_size: int = 16,
     count: int = 4,
 ) -> dict[str, Any]:
-    """Some steps on images of which each device sees other classes, and so other statistics."""
+    """Trains some steps. Each device gets images of other classes, and so other statistics."""
     config = ModelConfig(backbone=backbone, embedding_dim=8)
     optimizer = make_optimizer(optim, steps_per_epoch=count)
     graph, state = steps.init_state(config, optimizer, classes=classes, seed=0, layout=layout)
@@ -77,9 +77,9 @@ def train(
     }
 
 
-CLASSES = 11  # which no number of devices divides
-TRAININGS = [("reference", devices, proxies) for proxies in ("whole", "divided") for devices in DEVICES]
-TRAININGS += [("paper", 1, "whole"), ("paper", 8, "divided")]
+CLASSES = 11  # not a multiple of any number of devices
+TRAININGS = [("reference", devices, proxies) for proxies in ("replicated", "sharded") for devices in DEVICES]
+TRAININGS += [("paper", 1, "replicated"), ("paper", 8, "sharded")]
 
 
 def tiny_trainings() -> dict[str, dict[str, Any]]:
@@ -88,7 +88,7 @@ def tiny_trainings() -> dict[str, dict[str, Any]]:
     optim = OptimConfig(learning_rate=0.01, proxy_learning_rate=0.1, epsilon=0.1)
     found = {}
     for form, devices, proxies in TRAININGS:
-        layout = layout_of(devices, CLASSES if proxies == "divided" else None)
+        layout = layout_of(devices, CLASSES if proxies == "sharded" else None)
         found[f"{form} {devices} {proxies}"] = train(layout, losses[form], classes=CLASSES, optim=optim)
     return found
 
@@ -100,8 +100,8 @@ def trainings() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("form", "devices", "proxies"), TRAININGS)
 def test_training_does_not_depend_on_the_number_of_devices(trainings, form, devices, proxies):
-    alone, found = trainings[f"{form} 1 whole"], trainings[f"{form} {devices} {proxies}"]
-    assert np.ptp(alone["losses"]) > 0.1  # there is something to get wrong
+    alone, found = trainings[f"{form} 1 replicated"], trainings[f"{form} {devices} {proxies}"]
+    assert np.ptp(alone["losses"]) > 0.1  # the losses change, so errors would show
     np.testing.assert_allclose(found["losses"], alone["losses"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["embeddings"], alone["embeddings"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["proxies"][:CLASSES], alone["proxies"], rtol=0, atol=1e-5)
@@ -109,17 +109,17 @@ def test_training_does_not_depend_on_the_number_of_devices(trainings, form, devi
 
 
 @pytest.mark.parametrize(("devices", "rows"), [(1, 11), (2, 6), (4, 3), (8, 2)])
-def test_devices_hold_as_many_proxies_each(trainings, devices, rows):
-    training = trainings[f"reference {devices} divided"]
+def test_devices_have_equal_shards_of_the_proxies(trainings, devices, rows):
+    training = trainings[f"reference {devices} sharded"]
     assert training["rows_per_device"] == [rows] * devices
     assert not np.any(training["proxies"][CLASSES:])
-    assert trainings[f"reference {devices} whole"]["rows_per_device"] == [CLASSES] * devices
+    assert trainings[f"reference {devices} replicated"]["rows_per_device"] == [CLASSES] * devices
 
 
-def account(divided: bool) -> dict[str, Any]:
-    """Compiles a step with a million classes for 8 devices: bytes on each, and the elements of what they exchange."""
+def account(sharded: bool) -> dict[str, Any]:
+    """Compiles a step with MANY classes for 8 devices. Returns the bytes per device and the largest collective."""
     BACKBONES["tiny"] = tiny.TINY
-    layout = layout_of(8, MANY if divided else None)
+    layout = layout_of(8, MANY if sharded else None)
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=1)
     graph, small = steps.init_state(ModelConfig(backbone="tiny"), optimizer, classes=8, seed=0, layout=layout)
 
@@ -138,34 +138,34 @@ def account(divided: bool) -> dict[str, Any]:
     shapes = [shape for result in exchanged for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
     memory = compiled.memory_analysis()
     return {
-        "held": memory.argument_size_in_bytes,
-        "updated in place": memory.alias_size_in_bytes,
-        "for the step": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
         "exchanged": max(int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes),
     }
 
 
 def accounts() -> dict[str, dict[str, Any]]:
-    return {"divided": account(True), "whole": account(False)}
+    return {"sharded": account(True), "replicated": account(False)}
 
 
 def test_memory_per_device_with_a_million_classes():
     accounts = on_eight_devices("test_sharding.accounts()")
-    divided, whole = accounts["divided"], accounts["whole"]
+    sharded, replicated = accounts["sharded"], accounts["replicated"]
     for name, found in accounts.items():
         print(f"{MANY:,} x 64 over 8 devices, {name}:", {key: f"{value:,}" for key, value in found.items()})
     state = 3 * MANY * 64 * 4  # proxies and both of Adam's moments, in bytes
-    assert state / 8 < divided["updated in place"] <= divided["held"] < state / 8 + 1e6
-    assert state < whole["held"]
+    assert state / 8 < sharded["aliased"] <= sharded["arguments"] < state / 8 + 1e6
+    assert state < replicated["arguments"]
     # The gradient, and a few arrays of the size of the logits.
-    assert divided["for the step"] < (64 + 10 * 32) * MANY / 8 * 4
-    # Embeddings and sums over the batch go around; proxies, gradients and logits stay where they are.
-    assert divided["exchanged"] <= 32 * 64
-    assert whole["exchanged"] == MANY * 64
+    assert sharded["temporary"] < (64 + 10 * 32) * MANY / 8 * 4
+    # Collectives exchange embeddings and sums over the batch, but no proxies, gradients of proxies, or logits.
+    assert sharded["exchanged"] <= 32 * 64
+    assert replicated["exchanged"] == MANY * 64
 
 
 def real_losses() -> list[list[float]]:
-    """The first steps of the real network, at rates and with a batch that leave rounding small."""
+    """Trains the real network for two steps. Learning rates and batch size keep the effect of rounding small."""
     options = {
         "optim": OptimConfig(learning_rate=1e-6, proxy_learning_rate=1e-2),
         "backbone": "bn_inception",
@@ -176,20 +176,20 @@ def real_losses() -> list[list[float]]:
 
 
 @pytest.mark.slow
-def test_the_network_has_the_same_losses_on_any_number_of_devices():
+def test_real_network_has_the_same_losses_on_any_number_of_devices():
     losses = np.array(on_eight_devices("test_sharding.real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
-    print("losses on one device, and distances from them:", losses[0], *(losses[1:] - losses[0]))
+    print("losses on one device, and differences from them:", losses[0], *(losses[1:] - losses[0]))
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
 
 
-def convolved(divided: bool) -> dict[str, Any]:
-    """Gradients of a convolution of large maps, and what 8 devices exchange for them."""
+def convolution_gradients(sharded: bool) -> dict[str, Any]:
+    """Computes gradients of a convolution of large activations on 8 devices. Also returns the collectives."""
     layout = layout_of(8)
     rng = np.random.default_rng(0)
     shapes = (16, LARGE_MAP + 1, 5, 3), (4, 3, 3, 3), (16, LARGE_MAP + 1, 5, 4)
     x, kernel, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    images = layout.batches if divided else layout.whole
-    arguments = jax.device_put((x, kernel, gradient), (images, layout.whole, images))
+    images = layout.batches if sharded else layout.replicated
+    arguments = jax.device_put((x, kernel, gradient), (images, layout.replicated, images))
 
     def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         return jax.vjp(lambda *inputs: convolve(*inputs, 1), x, kernel)[1](gradient)
@@ -201,17 +201,19 @@ def convolved(divided: bool) -> dict[str, Any]:
     }
 
 
-def test_large_convolutions_stay_with_the_images():
-    divided, whole = on_eight_devices("[test_sharding.convolved(divided) for divided in (True, False)]")
-    assert divided["exchanged"] == ["all-reduce"]  # the kernel's gradient
-    for found, expected in zip(divided["gradients"], whole["gradients"], strict=True):
+def test_gradients_of_large_convolutions_need_one_all_reduce():
+    sharded, replicated = on_eight_devices("[test_sharding.convolution_gradients(s) for s in (True, False)]")
+    assert sharded["exchanged"] == ["all-reduce"]  # the kernel's gradient
+    for found, expected in zip(sharded["gradients"], replicated["gradients"], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_batches_that_devices_cannot_divide_are_refused():
+def test_batch_sizes_that_are_no_multiple_of_the_devices_are_refused():
     layout = Layout(Mesh(np.array(jax.devices() * 8), (AXIS,)))
     layout.check_batch_size(32)
-    with pytest.raises(UserError, match=r"batch_size is 30, which 8 devices cannot divide evenly.*: 24 or 32\."):
+    with pytest.raises(
+        UserError, match=r"batch_size is 30, not a multiple of the number of devices, 8\..*: 24 or 32\."
+    ):
         layout.check_batch_size(30)
     with pytest.raises(UserError, match=r"fit: 8\."):
         layout.check_batch_size(5)

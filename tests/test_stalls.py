@@ -1,4 +1,4 @@
-"""The time for which the device waits for data, by a clock that the test moves."""
+"""Input stalls: the time in which the device waits for data, measured with a fake clock."""
 
 import threading
 import types
@@ -10,7 +10,7 @@ from proxynca_jax.machine.progress import Stalls
 
 
 class Computation:
-    """Stands in for a device array that is being computed until `finish`."""
+    """A fake device array that is being computed until `finish` is called."""
 
     def __init__(self):
         self._finished = threading.Event()
@@ -20,7 +20,7 @@ class Computation:
 
     def finish(self, watched: Stalls):
         self._finished.set()
-        watched._watcher.submit(int).result()  # after the one that waits for this computation
+        watched._watcher.submit(int).result()  # the watcher has one thread, so it has seen this computation finish
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("compute_seconds", "load_seconds", "stalled"),
     [
-        (2.0, 5.0, 3.0),  # the device is done 2 seconds into a wait of 5
-        (5.0, 2.0, 0.0),  # the batch is there before the device is done
+        (2.0, 5.0, 3.0),  # the device finishes 2 seconds into a wait of 5
+        (5.0, 2.0, 0.0),  # the batch arrives before the device finishes
         (0.0, 5.0, 5.0),
     ],
 )
-def test_a_wait_counts_as_far_as_the_device_waits_too(clock, compute_seconds, load_seconds, stalled):
+def test_waits_count_only_while_the_device_is_idle(clock, compute_seconds, load_seconds, stalled):
     def load():
         clock.now += 7  # nothing to compute yet
         yield 0
@@ -63,7 +63,7 @@ def test_a_wait_counts_as_far_as_the_device_waits_too(clock, compute_seconds, lo
     assert watched.seconds == pytest.approx(7 + 2 * stalled)
 
 
-def test_a_device_that_finished_while_the_loop_did_something_else_is_no_stall(clock):
+def test_idle_device_during_the_loops_own_work_is_no_stall(clock):
     def load():
         yield 0
         clock.now += 1

@@ -1,4 +1,4 @@
-"""The benchmark against PyTorch: rows that fail, and profiles that are read."""
+"""`benchmarks.torch_step`: failed variants, the speed table, and GPU activity read from profiles."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ on_cpu = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _one_step_a_turn(monkeypatch):
+def _one_step_per_turn(monkeypatch):
     monkeypatch.setattr(workers, "TURN_SECONDS", 0.0)
 
 
@@ -48,7 +48,7 @@ def run_main(monkeypatch, variants, *options):
 
 
 @pytest.mark.usefixtures("_no_device")
-def test_variants_that_fail_are_rows_and_the_others_stay(monkeypatch, capfd):
+def test_failed_variants_are_rows_and_the_others_are_measured(monkeypatch, capfd):
     variants = {
         "at once": fake_variants.variant("raises"),
         "sound": fake_variants.variant(),
@@ -63,7 +63,7 @@ def test_variants_that_fail_are_rows_and_the_others_stay(monkeypatch, capfd):
         "at once": "ZeroDivisionError: division by zero",
         "killed": "the process was killed by SIGKILL",
         "in turn 2": "ZeroDivisionError: division by zero",
-        "dies in turn 1": "the process ended with status 3",
+        "dies in turn 1": "the process exited with status 3",
     }
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert [row["variant"] for row in rows] == list(variants)
@@ -79,15 +79,15 @@ def test_variants_that_fail_are_rows_and_the_others_stay(monkeypatch, capfd):
 
 
 @pytest.mark.usefixtures("_no_device")
-def test_if_every_variant_fails_the_exit_status_says_so(monkeypatch, capfd):
-    with pytest.raises(SystemExit, match="no variant could be measured"):
+def test_exit_status_is_1_if_all_variants_fail(monkeypatch, capfd):
+    with pytest.raises(SystemExit, match="all variants failed"):
         run_main(monkeypatch, {"only": fake_variants.variant("exits")})
     (row,) = json.loads(capfd.readouterr().out.splitlines()[-1])["rows"]
     assert row == {
         "step": "train",
         "variant": "only",
         "batch_size": 32,
-        "error": "the process ended with status 3",
+        "error": "the process exited with status 3",
     }
 
 
@@ -103,7 +103,7 @@ def test_a_variant_that_takes_too_long_is_stopped():
     assert isinstance(found["sound"], Timing)
 
 
-def test_first_steps_are_at_the_same_time_unless_a_variant_starts_alone(tmp_path):
+def test_first_steps_run_at_the_same_time_unless_a_variant_starts_alone(tmp_path):
     meets = {"alone 1": None, "one": tmp_path / "other", "alone 2": None, "other": tmp_path / "one"}
     variants = {
         name: fake_variants.variant(starts_alone=path is None, diary=tmp_path / name, meets=path)
@@ -118,20 +118,20 @@ def test_first_steps_are_at_the_same_time_unless_a_variant_starts_alone(tmp_path
 
 
 @on_cpu
-def test_where_there_is_no_tensorfloat32_its_peak_is_that_of_float32(monkeypatch):
+def test_peak_of_tensorfloat32_is_that_of_float32_on_devices_without_it(monkeypatch):
     monkeypatch.setattr(torch_step, "peak_flops", lambda dtype: ({"float32": 1e12}[dtype], "a datasheet"))
     assert torch_step.VARIANTS["channels_last"].dtype == "tensorfloat32"
-    assert torch_step.reachable_flops("tensorfloat32") == 1e12
+    assert torch_step.device_peak("tensorfloat32") == 1e12
 
 
-def test_a_profiler_that_ends_the_process_leaves_the_times():
+def test_times_are_kept_if_the_profiler_ends_the_process():
     found = measure_in_turns({"one": fake_variants.variant(profile_fault="exits")}, "train", 2, 1, 60)["one"]
     assert isinstance(found, Timing)
     assert found.step_seconds > 0
     assert found.activity is None
 
 
-def test_a_process_that_dies_between_turns_is_an_error():
+def test_a_process_killed_between_turns_is_a_variant_error():
     others = set(multiprocessing.active_children())
     worker = workers.Worker(fake_variants.variant(), "train", 2, timeout_seconds=60)
     worker.begin_load()
@@ -146,7 +146,7 @@ def test_a_process_that_dies_between_turns_is_an_error():
     worker.kill()
 
 
-def test_a_reason_is_one_short_line():
+def test_describe_returns_one_short_line():
     assert workers.describe(UserError("needs\n  a GPU")) == "needs a GPU"
     reason = workers.describe(RuntimeError("out of memory\n" + "here and there " * 100))
     assert reason.startswith("RuntimeError: out of memory here")
@@ -156,12 +156,12 @@ def test_a_reason_is_one_short_line():
 
 @on_cpu
 @pytest.mark.parametrize("name", ["ours_tensorfloat32", "compile_graphs", "amp", "compile_amp", "compile_graphs_amp"])
-def test_a_cpu_refuses_what_is_for_gpus(name):
+def test_variants_for_gpus_raise_on_cpus(name):
     with pytest.raises(UserError, match="for GPUs"):
         torch_step.VARIANTS[name].make("train", 2)
 
 
-def test_fused_adam_updates_as_adam_does():
+def test_fused_adam_computes_the_same_update():
     weights = []
     for fused in (None, True):
         torch.manual_seed(0)
@@ -177,7 +177,7 @@ def test_fused_adam_updates_as_adam_does():
 ROW = Measurement("train", "mine", 32, step_seconds=0.5, first_step_seconds=20.0, peak_mb=100.0, peak_flops=1e12)
 
 
-def test_columns_without_a_value_are_empty(capsys):
+def test_table_cells_without_a_value_are_empty(capsys):
     busy = dataclasses.replace(ROW, device_busy_seconds=0.25, kernels=641.0, launches=12.4, graph_changes=0.25)
     unknown = dataclasses.replace(ROW, peak_flops=None)
     print_table([busy, ROW, unknown], ROW)
@@ -189,24 +189,24 @@ def test_columns_without_a_value_are_empty(capsys):
     assert {len(line) for line in lines} == {len(titles)}
 
 
-def test_without_a_baseline_there_is_no_ratio(capsys):
+def test_table_without_a_baseline_has_no_ratio(capsys):
     print_table([ROW], None)
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["mine", "64.0", "500.0"]
 
 
-def test_a_table_of_failures_alone_is_printed(capsys):
+def test_table_of_failures_only(capsys):
     print_table([Failure("train", "mine", 32, "why")], None)
     title, line = capsys.readouterr().out.splitlines()
     assert title.startswith("train, batch 32")
     assert line.split() == ["mine", "failed:", "why"]
 
 
-def test_intervals_that_overlap_are_merged():
+def test_merge_overlapping_intervals():
     assert merge([(5, 6), (0, 2), (1, 3), (1.5, 2), (3, 4)]) == [(0, 3), (3, 4), (5, 6)]
 
 
 def line(name, *events):
-    """A line of a profile, from the name, start and duration in nanoseconds of each event."""
+    """Returns a line of a profile as text. Events are (metadata id, start, duration), times in nanoseconds."""
     written = (f"events {{ metadata_id: {key} offset_ps: {s * 1000} duration_ps: {d * 1000} }}" for key, s, d in events)
     return f'lines {{ name: "{name}" {" ".join(written)} }}'
 
@@ -234,7 +234,7 @@ HOST = plane(
 )
 
 
-def test_a_profile_of_jax():
+def test_read_jax_profile():
     other = plane("/device:GPU:1", ["fusion"], line("Stream #1", (0, 0, 1000)))
     profile = ProfileData.from_text_proto(GPU + other + HOST)
     expected = Activity(pytest.approx(300e-9), kernels=2, launches=1.5, graph_changes=0.5)
@@ -247,10 +247,10 @@ def torch_event(name, start, end, *, device=DeviceType.CUDA, index=0, thread=1, 
     return FunctionEvent(id=0, name=name, thread=thread, start_us=start, end_us=end, **options)
 
 
-def test_a_profile_of_pytorch():
+def test_read_torch_profile():
     launches = [
         torch_event("cudaLaunchKernelExC", 0, 2, device=DeviceType.CPU),
-        torch_event("cuLaunchKernelEx", 1, 2, device=DeviceType.CPU),  # by the call above
+        torch_event("cuLaunchKernelEx", 1, 2, device=DeviceType.CPU),  # inside the call above
         torch_event("cudaGraphLaunch", 1, 3, device=DeviceType.CPU, thread=2),
         torch_event("cudaGraphExecKernelNodeSetParams", 4, 5, device=DeviceType.CPU),
         torch_event("aten::conv2d", 0, 9, device=DeviceType.CPU),
@@ -269,20 +269,20 @@ def test_a_profile_of_pytorch():
 
 
 @on_cpu
-def test_a_cpu_is_not_profiled(capsys):
+def test_cpus_are_not_profiled(capsys):
     assert profile_jax(lambda _: pytest.fail("was run"), 1) is None
     assert profile_torch(lambda _: pytest.fail("was run"), 1) is None
     assert capsys.readouterr().err == ""
 
 
-def test_the_file_that_jax_writes_is_read(monkeypatch, capsys):
+def test_profile_jax_reads_the_file_of_the_profiler(monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(device_busy, "read_jax_profile", lambda profile, _: [plane.name for plane in profile.planes])
     assert "/host:CPU" in profile_jax(lambda _: jax.block_until_ready(jax.numpy.ones(3) + 1), 1)
     assert capsys.readouterr().err == ""
 
 
-def test_a_profile_that_cannot_be_read_is_none(monkeypatch, capsys):
+def test_unreadable_profiles_give_none(monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.profiler, "trace", lambda _: contextlib.nullcontext())
     assert profile_jax(lambda _: None, 1) is None
@@ -294,7 +294,7 @@ def test_a_profile_that_cannot_be_read_is_none(monkeypatch, capsys):
 
 @on_cpu
 @pytest.mark.slow
-def test_the_command_ends_with_json():
+def test_last_line_of_the_command_is_json():
     words = "-m benchmarks.torch_step --steps embed --variants ours eager amp --batch_size 2 --repeats 1"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, *words.split()], cwd=root, capture_output=True, text=True, check=False)

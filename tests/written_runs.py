@@ -1,4 +1,4 @@
-"""Folders of runs as training leaves them, with scores that a test chooses."""
+"""Writes folders of training runs with chosen scores, for tests."""
 
 import dataclasses
 import json
@@ -8,17 +8,17 @@ from proxynca_jax.config import TrainConfig
 from proxynca_jax.report.reference import REFERENCES
 from proxynca_jax.runs.log import Record
 
-ALIKE = REFERENCES["cub"].records  # a run that scores as the reference does
+ALIKE = REFERENCES["cub"].records  # records of a run with the reference's scores
 
 
 def shifted(by: float) -> list[Record]:
-    """The reference's records with every score moved."""
+    """Returns the reference's records with every score shifted."""
     scores = [name for name in ALIKE[0] if name != "epoch"]
     return [record | {name: record[name] + by for name in scores} for record in ALIKE]
 
 
 def flat(*recalls: float) -> list[Record]:
-    """Records from epoch -1 on with these Recall@1, the other scores following by fixed distances."""
+    """Returns records from epoch -1 on with these Recall@1. The other scores have fixed offsets from it."""
     return [
         {
             "epoch": epoch,
@@ -34,10 +34,10 @@ def write_run(folder: Path, records: list[Record], tests: list[Record] | None = 
     """Writes the folder of a run.
 
     Args:
-        folder: where.
+        folder: the folder, which must not exist yet.
         records: one per epoch.
-        tests: validation protocol: the records on the test classes.
-        fields: of the configuration, by dotted name.
+        tests: the records on the test classes; validation protocol only.
+        fields: changed fields of the configuration, by dotted name.
     """
     config = TrainConfig()
     for name, value in {"data.root": "/data", "model.weights": "w", **fields}.items():

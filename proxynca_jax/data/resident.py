@@ -53,7 +53,7 @@ def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[],
     places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # all uploads have the same shape
     _require_room(places, height, width, config)
 
-    whole = layout.whole if layout.mesh.size > 1 else None
+    whole = layout.replicated if layout.mesh.size > 1 else None
 
     @jax.jit(donate_argnums=0, out_shardings=whole)
     def place(pixels: Array, some: Array, start: Array) -> Array:

@@ -1,13 +1,16 @@
-"""Types of command-line arguments for argparse."""
+"""Argument types for argparse, and help texts that several commands share."""
 
 import argparse
 from collections.abc import Callable
 
-NO_GRAPHS = "On a GPU, launch kernels one by one where CUDA graphs fail."
+NO_GRAPHS = "On a GPU, launch kernels one by one. Use this if CUDA graphs fail."
 
 
 def integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
-    """Whole numbers from the first limit to the second, both allowed; others are the user's error."""
+    """Returns an argparse type for integers from `limits[0]` to `limits[1]`, both included.
+
+    Other values raise `argparse.ArgumentTypeError`, which argparse reports as a usage error.
+    """
     lowest, highest = limits
 
     def integer(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes: a file appears complete or not at all."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from proxynca_jax.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the path of a hidden file beside `path`, which takes its place if the block ends without an error.
+    """Yields the path of a temporary file in the folder of `path`, and renames it to `path` if the block succeeds.
 
     Raises:
         UserError: if the file cannot be written.
@@ -27,7 +27,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, making its folder if need be.
+    """Writes a file atomically. Creates its folder if there is none.
 
     Raises:
         UserError: if the file cannot be written.

@@ -1,4 +1,4 @@
-"""What every command does first and last."""
+"""Start-up and error exits that all commands share."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""How much memory is free: on a device, and on the host as far as this process may use it."""
+"""Free memory, on the device and on the host. The host's respects the limits of cgroups."""
 
 import contextlib
 import pathlib
@@ -8,17 +8,17 @@ from typing import NamedTuple
 import jax
 import psutil
 
-CGROUPS = pathlib.Path("/sys/fs/cgroup")  # where Linux shows the limits of containers and of Slurm's jobs
+CGROUPS = pathlib.Path("/sys/fs/cgroup")  # Linux shows the limits of containers and of Slurm jobs here
 MEMBERSHIP = pathlib.Path("/proc/self/cgroup")
 
 
 class _Files(NamedTuple):
-    """Names of a version of cgroups. Sizes are in bytes."""
+    """File names in one version of cgroups. The files give sizes in bytes."""
 
-    folder: str  # of the hierarchy, in CGROUPS
+    folder: str  # of the hierarchy, below CGROUPS
     limit: str
-    usage: str  # the page cache included
-    reclaimable: str  # in memory.stat: the part of the page cache that the kernel gives up first
+    usage: str  # includes the page cache
+    reclaimable: str  # key in memory.stat: the part of the page cache that the kernel reclaims first
 
 
 _VERSION_1 = _Files("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -26,22 +26,26 @@ _VERSION_2 = _Files("", "memory.max", "memory.current", "inactive_file")
 
 
 def free_on_device() -> int | None:
-    """Bytes that JAX can still allocate on this process's first device; None if it has no memory of its own."""
+    """Returns the bytes that JAX can still allocate on this process's first device.
+
+    Returns None if the device has no memory of its own.
+    """
     statistics = jax.local_devices()[0].memory_stats()
     return statistics["bytes_limit"] - statistics["bytes_in_use"] if statistics else None
 
 
 def free_on_host() -> int:
-    """Bytes that this process can still allocate: what the machine has available or, if less, what its cgroups allow.
+    """Returns the bytes that this process can still allocate on the host.
 
-    A process that allocates more than its cgroup allows is killed, however much the machine has.
+    That is the machine's free memory or, if it is less, what the limits of the process's cgroups leave.
+    Linux kills a process that exceeds its cgroup's limit, even if the machine has free memory.
     """
     return min([psutil.virtual_memory().available, *_allowed_by_cgroups()])
 
 
 def _allowed_by_cgroups() -> Iterator[int]:
-    """What each limit leaves: that of the process's cgroup and those of the cgroups around it."""
-    with contextlib.suppress(OSError):  # there are no cgroups outside Linux
+    """Yields the free bytes under each limit: the process's own cgroup and each of its parents."""
+    with contextlib.suppress(OSError):  # only Linux has cgroups
         for line in MEMBERSHIP.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers or "memory" in controllers.split(","):
@@ -54,7 +58,7 @@ def _allowed_by_cgroups() -> Iterator[int]:
 
 
 def _allowed_by(group: pathlib.Path, files: _Files) -> Iterator[int]:
-    # Inside a container the process's own path may be missing; the container's cgroup is then the hierarchy's root.
+    # In a container the process's own path may be missing. Then the root of the hierarchy is the container's cgroup.
     with contextlib.suppress(FileNotFoundError):
         limit = (group / files.limit).read_text().strip()
         if limit != "max":

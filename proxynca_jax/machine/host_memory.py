@@ -1,4 +1,4 @@
-"""How this process gets its memory from the operating system."""
+"""Tunes glibc's malloc to reuse freed memory."""
 
 import ctypes
 import platform
@@ -10,14 +10,14 @@ GROWTH = 64 << 20  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed, for the next who asks, instead of handing it back.
+    """Makes glibc keep freed memory for reuse, instead of returning it to the operating system.
 
-    XLA asks for the gigabytes of a step's intermediate values anew at each step on a CPU. By default glibc maps them
-    then and unmaps them afterwards, and to fault in and clear half a million pages takes a tenth of the step.
+    On a CPU, XLA allocates gigabytes for the intermediate values of every step. By default glibc maps them for each
+    step and unmaps them afterwards. Page faults, half a million of them, then take a tenth of the step.
 
-    To be called before JAX starts its threads, each of which would otherwise get memory in a region of its own, too
-    small for this. That they all share one makes compiling slower, so nothing is done where JAX has a plugin for an
-    accelerator, whose steps take their memory elsewhere. Other C libraries are left as they are too.
+    Call it before JAX starts its threads. Otherwise each thread gets an arena of its own, which is too small for this.
+    One arena for all threads slows compilation. So this does nothing if JAX has a plugin for an accelerator, whose
+    steps take no memory from glibc. It also does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc" or entry_points(group="jax_plugins"):
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next step, so that nothing already computed is lost."""
+"""Graceful stop on Ctrl-C or SIGTERM: a run stops after its current step and loses no work."""
 
 import contextlib
 import itertools
@@ -12,14 +12,14 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):
-    """The user, or the scheduler, asked the run to stop."""
+    """The user or the scheduler asked the run to stop."""
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises `Interrupted` once SIGINT or SIGTERM has arrived. A second one acts at once.
+    """Yields a function that raises `Interrupted` once SIGINT or SIGTERM has arrived. A second signal acts at once.
 
-    Many processes stop at the same call of it, a moment after the signal has reached any of them.
+    With several processes, a signal to any of them stops all of them, at the same call of the function.
     """
     if jax.distributed.is_initialized():
         with _stop_together() as check:
@@ -52,20 +52,20 @@ def stop_on_signal() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _stop_together() -> Iterator[Callable[[], None]]:
-    """The same for many processes, which have to call the function equally often."""
-    # SIGTERM is left to JAX, which catches it from jax.distributed.initialize() on, tells the other processes, and
-    # settles on the call that none of them has made yet. It knows nothing of Ctrl-C.
+    """`stop_on_signal` for several processes. All of them must call the function equally often."""
+    # JAX catches SIGTERM after jax.distributed.initialize(). It notifies the other processes and picks a call that no
+    # process has reached yet. It does not catch Ctrl-C.
     calls = itertools.count()
 
     def check() -> None:
         if multihost_utils.reached_preemption_sync_point(next(calls)):
             raise Interrupted
 
-    def pass_on(_number: int, _frame: FrameType | None) -> None:
+    def forward_as_sigterm(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGINT, pass_on)
+    before = signal.signal(signal.SIGINT, forward_as_sigterm)
     try:
         yield check
     finally:
@@ -73,4 +73,4 @@ def _stop_together() -> Iterator[Callable[[], None]]:
 
 
 def never() -> None:
-    """Stands in for the check where nothing can ask to stop."""
+    """A check that never raises, for callers that nothing can interrupt."""

@@ -1,4 +1,4 @@
-"""FLOP/s that devices can reach: datasheets, or a measured matrix product."""
+"""Peak FLOP/s of the devices, from datasheets or from a measured matrix product."""
 
 import functools
 import time
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from proxynca_jax.machine.precision import PRECISIONS, activation_dtype
 
-# Dense FLOP/s by the beginning of the device kind, from NVIDIA's datasheets, where figures with sparsity are halved.
-# TF32 and bfloat16 are the tensor cores'; float32 is the other cores'.
+# Dense FLOP/s, by the prefix of the device kind. The source is NVIDIA's datasheets; their figures with sparsity are
+# halved here. TF32 and bfloat16 run on tensor cores, float32 on CUDA cores.
 DATASHEET: dict[str, dict[str, float]] = {
     "NVIDIA H100 PCIe": {"float32": 51e12, "tensorfloat32": 378e12, "bfloat16": 756e12},
     "NVIDIA H100": {"float32": 67e12, "tensorfloat32": 494.7e12, "bfloat16": 989.4e12},
@@ -22,7 +22,7 @@ MATMUL_REPEATS = 5
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that JAX's devices can reach together, and where the number is from.
+    """Returns the peak FLOP/s of all JAX devices together, and the source of the number.
 
     Args:
         dtype: one of `precision.PRECISIONS`.
@@ -35,7 +35,7 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def measured_matmul(dtype: str) -> float:
-    """FLOP/s of the fastest of a few products of square matrices."""
+    """Measures the FLOP/s of a square matrix product: the fastest of MATMUL_REPEATS."""
     matrix = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), activation_dtype(dtype))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=PRECISIONS[dtype])).lower(matrix, matrix).compile()
     seconds = []

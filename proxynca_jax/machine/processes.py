@@ -1,7 +1,8 @@
-"""Many processes that run one training: on one or several hosts, each with its own devices and its share of the images.
+"""Multi-process training (`jax.distributed`) on one or several hosts.
 
-All of them execute the same program in step. What they have to agree on comes from the first one, which is also the
-only one that prints and that writes files, apart from checkpoints, which Orbax writes together.
+Each process has its own devices and loads its share of the images. All processes execute the same program in lockstep.
+The first process decides what all must agree on. Only the first process prints and writes files. Checkpoints are the
+exception: Orbax writes them from all processes.
 """
 
 import json
@@ -15,21 +16,21 @@ from jax.experimental import multihost_utils
 
 from proxynca_jax.errors import UserError
 
-RECORD_BYTES = 2**16  # room for a record as JSON, which all processes have to expect in the same size
-# How long a process that failed waits for the others, who wait for it, before all are ended.
+RECORD_BYTES = 2**16  # of a record as JSON, padded, because a broadcast needs the same size in all processes
+# When a process has failed, it waits this long for the others; then all are ended.
 SHUTDOWN_SECONDS = 60
 
 
 def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes. Comes before anything that asks JAX for its devices.
+    """Joins the other processes. Call it before anything that asks JAX for its devices.
 
     Args:
-        coordinator_address: host and port of the first process; None: as Slurm, Open MPI or Kubernetes say.
-        num_processes: of all hosts together; None: as they say.
-        process_id: of this one, from 0; None: as they say.
+        coordinator_address: host and port of the first process. None: from Slurm, Open MPI or Kubernetes.
+        num_processes: number of processes on all hosts. None: as above.
+        process_id: number of this process, from 0. None: as above.
 
     Raises:
-        UserError: if the others cannot be found.
+        UserError: this process cannot join the others.
     """
     try:
         jax.distributed.initialize(
@@ -45,22 +46,25 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
 
 
 def is_first() -> bool:
-    """Whether this process prints and writes."""
+    """Returns whether this is the first process, the one that prints and writes files."""
     return jax.process_index() == 0
 
 
 def share() -> tuple[int, int]:
-    """This process's number and that of all: it loads such a share of the rows of every batch."""
+    """Returns the index of this process and the number of processes: which rows of every batch it loads."""
     return jax.process_index(), jax.process_count()
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once all processes have come to this point, which `what` names."""
+    """Waits at a barrier, named `what`, until all processes have reached it."""
     multihost_utils.sync_global_devices(what)
 
 
 def record_of_first(record: dict[str, Any]) -> dict[str, Any]:
-    """The first process's record. The others' clocks differ, and on other hardware the last digit of a score may."""
+    """Returns the first process's record in all processes.
+
+    Each process measures other times, and on other hardware the last digit of a score may differ too.
+    """
     if jax.process_count() == 1:
         return record
     text = json.dumps(record).encode().ljust(RECORD_BYTES)

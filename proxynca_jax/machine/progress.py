@@ -1,4 +1,4 @@
-"""Progress of a pass over images: a bar or lines, its speed, and how long the device waits for data."""
+"""Progress bar and throughput of a pass over images, and the time the device waits for data."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class Progress:
-    """A pass over images: a bar with images/s and the time left on a terminal, plain lines elsewhere."""
+    """Shows the progress of a pass over images: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, description: str, *, images: int, done: int = 0):
         """Args:
         description: what the pass does.
-        images: how many it will have seen at its end.
-        done: how many of them an interrupted pass had seen before.
+        images: number of images in the whole pass.
+        done: number of images that an interrupted pass has already processed.
         """
         self._description, self._images, self._done, self._before = description, images, done, done
         self._start = time.perf_counter()
@@ -32,13 +32,13 @@ class Progress:
         self._bar.close()
 
     def advance(self, images: int) -> None:
-        """Counts a batch; one that is filled up past the last image counts as far as there are images."""
+        """Counts a batch. The padding of a last batch does not count."""
         images = min(images, self._images - self._done)
         self._done += images
         self._bar.update(images)
 
     def show(self, text: str) -> None:
-        """Shows how the pass goes, beside the bar or as a line."""
+        """Shows a text, such as the current loss: next to the bar, or in a line of its own."""
         if self._bar.disable:
             pace = f"{self.images_per_second():.1f} img/s"
             print(f"{self._description}  {self._done}/{self._images} images  {pace}  {text}", flush=True)
@@ -46,25 +46,25 @@ class Progress:
             self._bar.set_postfix_str(text)
 
     def seconds(self) -> float:
-        """Seconds since the pass began or continued."""
+        """Returns the seconds since this process began or resumed the pass."""
         return time.perf_counter() - self._start
 
     def images_per_second(self) -> float:
-        """Speed since the pass began or continued."""
+        """Returns the throughput since this process began or resumed the pass."""
         return (self._done - self._before) / self.seconds()
 
 
 class Stalls:
-    """Counts the seconds for which a loop waits for a batch and the device for the loop.
+    """Measures input stalls: the seconds in which the loop waits for a batch and the device is idle.
 
-    The loop runs ahead of the device, so its own waiting is no loss as long as the device has work. A thread notes when
-    the device has finished the last step.
+    The loop runs ahead of the device, so its waits cost nothing while the device has work. A thread records when the
+    device finishes the last step.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._watcher = ThreadPoolExecutor(1, "stalls")
-        self._finished: Future[float] | None = None  # when the last step was; None: there was none yet
+        self._finished: Future[float] | None = None  # the time when the last step finished; None before the first step
 
     def __enter__(self) -> "Stalls":
         return self
@@ -73,7 +73,7 @@ class Stalls:
         self._watcher.shutdown(cancel_futures=True)
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; each wait for one is counted as far as the device waits, too."""
+        """Yields the same batches, and adds to `seconds` the time that the device spends waiting for each."""
         while True:
             start = time.perf_counter()
             try:
@@ -87,7 +87,7 @@ class Stalls:
             yield batch
 
     def computing(self, result: Any) -> None:
-        """Tells the array that the device computes last of all that it was given."""
+        """Registers the array that the device will finish last."""
         self._finished = self._watcher.submit(_finish, result)
 
 

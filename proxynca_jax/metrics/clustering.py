@@ -1,4 +1,4 @@
-"""Clustering quality: k-means, then scikit-learn's normalised mutual information."""
+"""NMI: normalised mutual information between k-means clusters and classes."""
 
 import warnings
 
@@ -18,23 +18,23 @@ def nmi(
     seed: int,
     implementation: str = "device",
 ) -> float:
-    """Clusters the embeddings into as many clusters as there are classes and compares the two partitions.
+    """Computes the NMI of the classes and k-means clusters, as many clusters as there are classes.
 
     Args:
         embeddings: finite vectors.
         labels: class of each image, any integers.
-        restarts: k-means runs, of which the one of lowest inertia counts.
-        average: one of `config.NMI_AVERAGES`, the mean of the two entropies that the mutual information is divided by.
+        restarts: number of k-means runs; the one with the lowest inertia counts.
+        average: one of `config.NMI_AVERAGES`: which mean of the two entropies divides the mutual information.
         seed: of the initial centres.
-        implementation: one of IMPLEMENTATIONS, whose k-means. `scikit-learn`'s is the field's yardstick.
+        implementation: of k-means, one of IMPLEMENTATIONS. `scikit-learn` is the field's baseline.
 
     Returns:
-        From 0, clusters say nothing of the classes, to 1, the same partition.
+        From 0, the clusters carry no information about the classes, to 1, clusters and classes are the same partition.
 
     Raises:
         UserError: the implementation is unknown.
     """
-    from sklearn.metrics import normalized_mutual_info_score  # here, since it takes a second
+    from sklearn.metrics import normalized_mutual_info_score  # imported here because it takes a second
 
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"Unknown k-means {implementation!r}: {nearest(implementation, IMPLEMENTATIONS)}")
@@ -54,10 +54,10 @@ def _scikit_learn(
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    # Untyped, scikit-learn has the types of its defaults, here "auto".
+    # scikit-learn is untyped, so pyright infers types from its defaults, here "auto".
     model = KMeans(clusters, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings():
-        # Embeddings that coincide, as an untrained network's may, fill fewer clusters: that is a result, not a fault.
+        # If embeddings coincide, as an untrained network's may, some clusters stay empty. That is no error.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit_predict(embeddings)
 

@@ -1,7 +1,7 @@
-"""k-means on the device: greedy k-means++ centres, then Lloyd's iterations.
+"""k-means on the device: greedy k-means++ seeding, then Lloyd's iterations.
 
-What it computes is what scikit-learn's `KMeans` computes. Seeding, which takes that nearly all its time where clusters
-are many, adds centres by the round instead of one by one.
+The algorithm is that of scikit-learn's `KMeans`, except that seeding adds several centres per round. With many
+clusters, scikit-learn spends nearly all its time on seeding, because it adds centres one by one.
 """
 
 import functools
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Scalar
 
-BLOCK_DISTANCES = 2**19  # held at a time; more leave the processor's cache
-MOST_ADDED = 32  # centres that a round of seeding adds at most
-# Up to this many centres a round of seeding adds one, up to twice as many two, and so on. What a candidate gains is
-# reckoned before the round, so rounds that add a larger share choose worse. On 2,000 points and 200 clusters the sum of
-# D² was 5.5 % above that of rounds of one at 8, 1.5 % at 32 and 1.3 % at 64.
+BLOCK_DISTANCES = 2**19  # distances in memory at a time; more would not fit the processor's cache
+MOST_ADDED = 32  # most centres that a round of seeding adds
+# A round of seeding adds one centre up to this many centres, two centres up to twice as many, and so on. The gains of
+# candidates are computed once per round, so a round that adds a larger share of the centres chooses worse. On 2,000
+# points and 200 clusters, the sum of D² compared with one centre per round was 5.5 % higher with a value of 8, 1.5 %
+# higher with 32 and 1.3 % higher with 64.
 CENTRES_PER_ADDED = 32
 
 
@@ -25,19 +26,19 @@ class Clustering(NamedTuple):
     """A partition of the points."""
 
     centres: Float32[np.ndarray, "clusters dim"]
-    labels: Int32[np.ndarray, " points"]  # row of the nearest centre; the lower row at the same distance
+    labels: Int32[np.ndarray, " points"]  # row of the nearest centre; the lower row if two are equally near
     inertia: float  # sum of the squared distances to those centres
-    iterations: int  # moves of the centres
+    iterations: int  # of Lloyd's algorithm
 
 
 def kmeans(points: Float[np.ndarray, "points dim"], clusters: int, *, restarts: int, seed: int) -> Clustering:
-    """Runs k-means several times and keeps the partition of lowest inertia, the first of equals.
+    """Runs k-means several times and returns the partition with the lowest inertia; of equals, the first.
 
     Args:
         points: finite vectors.
-        clusters: from 1 to the number of points. Fewer are filled where fewer points are distinct.
+        clusters: from 1 to the number of points. Some clusters stay empty if there are fewer distinct points.
         restarts: number of runs, at least 1.
-        seed: of the initial centres, from 0 to 2**32 - 1. Decides the result.
+        seed: of the initial centres, from 0 to 2**32 - 1. The same seed gives the same result.
     """
     keys = jax.random.split(jax.random.key(seed), restarts)
     return min((lloyd(points, initial_centres(points, clusters, key=key)) for key in keys), key=lambda run: run.inertia)
@@ -46,21 +47,23 @@ def kmeans(points: Float[np.ndarray, "points dim"], clusters: int, *, restarts: 
 def initial_centres(
     points: Float[np.ndarray, "points dim"], clusters: int, *, key: Key[Scalar, ""]
 ) -> Float32[np.ndarray, "clusters dim"]:
-    """Chooses points as centres by greedy k-means++.
+    """Chooses points as initial centres by greedy k-means++.
 
-    Each centre is the best of 2 + ⌊ln clusters⌋ candidates, drawn with probability in proportion to D², the squared
-    distance to the nearest centre, by how much it lowers the sum of D² (Arthur and Vassilvitskii, *k-means++: The
-    Advantages of Careful Seeding*, SODA 2007, sections 2.2 and 7). The candidates of a round are drawn before any of
-    its centres is added; keeping each with probability D² now / D² then makes them draws by D² now (the idea of
-    Cohen-Addad et al., *Fast and Accurate k-means++ via Rejection Sampling*, NeurIPS 2020).
+    D² is a point's squared distance to the nearest centre. For each centre, 2 + ⌊ln clusters⌋ candidates are sampled
+    with probability proportional to D². The candidate that lowers the sum of D² most becomes the centre (Arthur and
+    Vassilvitskii, *k-means++: The Advantages of Careful Seeding*, SODA 2007, sections 2.2 and 7).
+
+    A round samples all its candidates before it adds its centres. Rejection sampling corrects for that: a candidate is
+    kept with probability (D² now) / (D² at the start of the round). The idea is that of Cohen-Addad et al., *Fast and
+    Accurate k-means++ via Rejection Sampling*, NeurIPS 2020.
 
     Args:
         points: finite vectors.
         clusters: from 1 to the number of points.
-        key: decides the draw.
+        key: of the random draws.
 
     Returns:
-        Rows of `points`; the first that was chosen fills the places that are left when every point is a centre.
+        Rows of `points`. If there are fewer distinct points than clusters, the first chosen row is repeated.
     """
     _, centred = _centre(points)
     rows = _seed(centred, key, clusters=clusters, trials=2 + int(math.log(clusters)))
@@ -74,15 +77,16 @@ def lloyd(
     max_iterations: int = 300,
     tolerance: float = 1e-4,
 ) -> Clustering:
-    """Moves centres to the means of their points until nothing changes.
+    """Runs Lloyd's algorithm: assigns points to the nearest centre and moves centres to the means of their points.
 
     A centre without points moves to the point that is farthest from its own centre, as in scikit-learn.
 
     Args:
         points: finite vectors.
-        centres: where to start.
-        max_iterations: stop after so many.
-        tolerance: stop once the squared moves of all centres sum to at most this share of the points' mean variance.
+        centres: initial centres.
+        max_iterations: the limit on iterations.
+        tolerance: relative to the points' mean variance. The run stops if the squared moves of all centres sum to at
+            most tolerance × mean variance, or if no label changes.
     """
     mean, centred = _centre(points)
     variance = float(np.mean(np.var(centred, 0)))
@@ -95,28 +99,31 @@ def lloyd(
 def _centre(
     points: Float[np.ndarray, "points dim"],
 ) -> tuple[Float[np.ndarray, " dim"], Float32[np.ndarray, "points dim"]]:
-    """The mean, and the points around it: distances that are small beside it would drown in its rounding."""
+    """Returns the mean and the points minus the mean.
+
+    Without that, distances much smaller than the mean would be lost to rounding.
+    """
     mean = points.mean(0, dtype=np.float64)
     return mean, (points - mean).astype(np.float32)
 
 
-# A sum whose terms race for their turn differs from run to run in its last bit, and so might the clusters.
+# GPUs add atomically in any order, so sums could differ in their last bit from run to run, and so could the clusters.
 _jit = functools.partial(jax.jit, compiler_options={"xla_gpu_deterministic_ops": True})
 
 
 class _Seeding(NamedTuple):
-    """Which points are centres so far."""
+    """State of the seeding: the points that are centres so far."""
 
     key: Key[Array, ""]
-    chosen: Int32[Array, ""]
-    rows: Int32[Array, " clusters"]  # of the points, `chosen` of them; the rest repeat the first
-    nearest: Float32[Array, " padded"]  # D², squared distance of each point to the nearest of them
+    chosen: Int32[Array, ""]  # number of centres so far
+    rows: Int32[Array, " clusters"]  # rows of the points chosen as centres; the unused rest repeats the first
+    nearest: Float32[Array, " padded"]  # D²: squared distance of each point to the nearest centre
 
 
 class _Pool(NamedTuple):
-    """The candidates of a round: draws by the D² of its start."""
+    """The candidates of a round, sampled by D² at its start."""
 
-    left: Bool[Array, " candidates"]  # not used yet
+    unused: Bool[Array, " candidates"]
     nearest: Float32[Array, " candidates"]  # D² now
 
 
@@ -129,7 +136,7 @@ def _seed(
     first = jax.random.randint(first_key, (), 0, len(points))
     nearest = _squared_distances(points, points[first][None])[:, 0]
 
-    # Rows of padding have a D² of 0: none is drawn, and nothing is gained on them.
+    # Padding has a D² of 0. So it is never sampled and adds nothing to the gains.
     block = min(len(points), max(1, BLOCK_DISTANCES // (most * trials)))
     padding = (0, -len(points) % block)
     blocks = jnp.pad(points, (padding, (0, 0))).reshape(-1, block, points.shape[1])
@@ -148,22 +155,22 @@ def _add_round(blocks: Float32[Array, "blocks rows dim"], state: _Seeding, *, tr
 
     mass = jnp.cumsum(state.nearest)
     drawn = jax.random.uniform(draw_key, (most * trials,), maxval=mass[-1])
-    # A draw that rounds up to the whole mass would be past the end.
+    # A draw that rounds up to the total mass would be out of range.
     candidates = jnp.minimum(jnp.searchsorted(mass, drawn, side="right"), len(points) - 1)
-    vectors, then = points[candidates], state.nearest[candidates]
+    vectors, at_start = points[candidates], state.nearest[candidates]
     gains, between = _gains(blocks, state.nearest, vectors), _squared_distances(vectors, vectors)
-    threshold = then * jax.random.uniform(keep_key, then.shape)
+    threshold = at_start * jax.random.uniform(keep_key, at_start.shape)
 
     def choose(pool: _Pool, _: None) -> tuple[_Pool, tuple[Int32[Array, ""], Bool[Array, ""]]]:
-        # One draw decides for good: D² only falls, and so does the probability of having been kept.
-        left = pool.left & (pool.nearest > threshold)
-        place = jnp.cumsum(left)
-        best = jnp.argmax(jnp.where(left & (place <= trials), gains, -1))
+        # One random number per candidate is enough: D² only falls, so a rejected candidate stays rejected.
+        unused = pool.unused & (pool.nearest > threshold)
+        place = jnp.cumsum(unused)
+        best = jnp.argmax(jnp.where(unused & (place <= trials), gains, -1))
         enough = place[-1] >= trials
         nearest = jnp.where(enough, jnp.minimum(pool.nearest, between[best]), pool.nearest)
-        return _Pool(left & (place > trials), nearest), (best, enough)
+        return _Pool(unused & (place > trials), nearest), (best, enough)
 
-    _, (best, enough) = jax.lax.scan(choose, _Pool(jnp.full(then.shape, True), then), length=most)
+    _, (best, enough) = jax.lax.scan(choose, _Pool(jnp.full(at_start.shape, True), at_start), length=most)
     place = state.chosen + jnp.arange(most)
     added = enough & (place < jnp.minimum(clusters, state.chosen + 1 + state.chosen // CENTRES_PER_ADDED))
     distances = jnp.where(added, _squared_distances(points, vectors[best]), jnp.inf)
@@ -180,7 +187,7 @@ def _gains(
     nearest: Float32[Array, " points"],
     candidates: Float32[Array, "candidates dim"],
 ) -> Float32[Array, " candidates"]:
-    """By how much each candidate, as a centre, would lower the sum of `nearest`."""
+    """Computes how much each candidate, if it became a centre, would lower the sum of `nearest`."""
 
     def gains(block: tuple[Float32[Array, "rows dim"], Float32[Array, " rows"]]) -> Float32[Array, " candidates"]:
         points, nearest = block
@@ -231,7 +238,7 @@ def _assign(points: Float32[Array, "points dim"], centres: Float32[Array, "clust
     def nearest(point: Float32[Array, " dim"]) -> Int32[Array, ""]:
         # x·c − ‖c‖²/2 orders the centres as −‖x − c‖² does.
         closeness = jnp.matmul(centres, point, precision="highest") - half_norms
-        # Two plain reductions: with XLA's argmax, a CPU takes twice as long for the whole, products included.
+        # Two plain reductions. With XLA's argmax, products and reductions together take twice as long on a CPU.
         return jnp.min(jnp.where(closeness == jnp.max(closeness), jnp.arange(len(centres)), len(centres)))
 
     return jax.lax.map(nearest, points, batch_size=max(1, BLOCK_DISTANCES // len(centres)))
@@ -240,7 +247,7 @@ def _assign(points: Float32[Array, "points dim"], centres: Float32[Array, "clust
 def _means(
     points: Float32[Array, "points dim"], centres: Float32[Array, "clusters dim"], labels: Int32[Array, " points"]
 ) -> Float32[Array, "clusters dim"]:
-    """Means of the clusters' points, after each cluster without points has been given one."""
+    """Computes the mean of each cluster's points, after moving one point to each empty cluster."""
     sums = jnp.zeros_like(centres).at[labels].add(points)
     counts = jnp.zeros(len(centres)).at[labels].add(1)
 
@@ -254,5 +261,5 @@ def _means(
         return sums.at[giver].add(-vectors) + vectors, counts.at[giver].add(-given) + given
 
     sums, counts = jax.lax.cond(jnp.any(counts == 0), relocate, lambda: (sums, counts))
-    # A cluster whose only point was taken, or that found none to take, stays where it is.
+    # A centre keeps its position if its only point was moved away, or if there was no point to move to it.
     return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres)

@@ -1,7 +1,8 @@
-"""Recall@K, MAP@R and R-precision from exact neighbours, on every device, in memory that grows with the images alone.
+"""Recall@K, MAP@R and R-precision by exact nearest-neighbour search, sharded over all devices.
 
-The gallery is the queries themselves, each without itself, or a set of its own. Similarities are float32 products of
-full precision, so neighbours that differ by no more than their rounding may change places.
+Memory grows linearly with the number of images. The gallery is a set of its own, or the queries themselves, each
+without itself. Similarities are float32 products of full precision. So two neighbours may swap ranks if their
+similarities differ by no more than rounding.
 """
 
 import functools
@@ -17,30 +18,30 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from proxynca_jax.metrics.vectors import DISTANCES as DISTANCES
 from proxynca_jax.metrics.vectors import Images, LabelledVectors, prepare
 
-NO_MATCH = -1  # rank of a query that has no image of its class to find
+NO_MATCH = -1  # rank of a query whose class has no other image in the gallery
 
 
 class _Blocks(NamedTuple):
-    """Images sorted by class and cut into blocks, the last filled up with NaN, which is above nothing."""
+    """Images sorted by class and cut into blocks. NaN pads the last block, because no comparison with NaN is true."""
 
     vectors: Float32[np.ndarray | Array, "blocks block dim"]
     classes: Int32[np.ndarray | Array, "blocks block"]
 
 
 class _Found(NamedTuple):
-    """What is known so far of all queries or, without the leading axis, what a tile says of a block of them."""
+    """The results so far of all queries or, without the leading axis, the results of a tile for a block of them."""
 
-    best: Float32[Array, "*blocks block"]  # the similarity of the nearest image of its class
-    rivals: Int32[Array, "*blocks block"]  # images nearer than that
+    best: Float32[Array, "*blocks block"]  # similarity of the nearest positive, an image of the query's class
+    closer: Int32[Array, "*blocks block"]  # number of images closer than that, all negatives
 
 
 class _Queries(NamedTuple):
-    """The queries or, without the leading axis, one of them."""
+    """All queries or, without the leading axis, one query."""
 
     vectors: Float32[np.ndarray | Array, "*queries dim"]
     classes: Int32[np.ndarray | Array, "*queries"]
-    matches: Int32[np.ndarray | Array, "*queries"]  # R, the images of its class that it could find
-    itself: Int32[np.ndarray | Array, "*queries"]  # its row in the gallery; past the end if it is not there
+    matches: Int32[np.ndarray | Array, "*queries"]  # R: number of other images of its class in the gallery
+    itself: Int32[np.ndarray | Array, "*queries"]  # its row in the gallery; out of range if it is not there
 
 
 def ranks(
@@ -52,22 +53,22 @@ def ranks(
     block_size: int = 1024,
     mesh: Mesh | None = None,
 ) -> Int32[np.ndarray, " queries"]:
-    """Counts, for each query, the images of other classes that are nearer than the nearest of its own.
+    """Computes each query's rank: the number of images of other classes closer than the nearest of its own class.
 
-    An image of another class at the very distance of that nearest one does not count: ties go to the query's class.
+    Ties go to the query's class: an image of another class at exactly that distance does not count.
 
     Args:
-        embeddings: one finite vector a query. With `cosine` its length does not matter, and a zero vector is at right
-            angles to all others.
+        embeddings: one finite vector per query. With `cosine` its length does not matter, and a zero vector is
+            orthogonal to all others.
         labels: class of each query, any integers.
-        gallery: vectors and labels of the images to find. None: the queries, where each is left out of its own search
-            by its row, so that a duplicate of it can be found.
+        gallery: vectors and labels of the images to search. None: the queries. Each query is then excluded from its own
+            search by its row, so its duplicates can be found.
         distance: one of DISTANCES.
         block_size: queries and gallery images per matrix product; takes about 12 · block_size² bytes on each device.
-        mesh: the devices that share the products, whose number does not change the result. None: all local ones.
+        mesh: the devices that share the work. Their number does not change the result. None: all local devices.
 
     Returns:
-        From 0, the nearest image is of the query's class, to the number of images of other classes; NO_MATCH where the
+        From 0, the nearest image is of the query's class, to the number of images of other classes. NO_MATCH if the
         gallery has no image of the class.
 
     Raises:
@@ -75,8 +76,8 @@ def ranks(
             distance is unknown.
     """
     queries, others, matches = prepare(embeddings, labels, gallery, distance)
-    rivals = _count_rivals(queries, others, gallery is None, block_size, mesh or _local_devices())
-    return np.where(matches > 0, rivals, np.int32(NO_MATCH))
+    closer = _count_closer(queries, others, gallery is None, block_size, mesh or _local_devices())
+    return np.where(matches > 0, closer, np.int32(NO_MATCH))
 
 
 def recall_at_k(ranks: Int[np.ndarray, " queries"], ks: Iterable[int]) -> dict[int, float]:
@@ -84,7 +85,7 @@ def recall_at_k(ranks: Int[np.ndarray, " queries"], ks: Iterable[int]) -> dict[i
 
     Args:
         ranks: from `ranks`. Queries of rank NO_MATCH are left out.
-        ks: values of K, at least 1; one beyond the size of the gallery gives 1.
+        ks: values of K, at least 1. A K larger than the gallery gives 1.
 
     Returns:
         For each K a share from 0 to 1.
@@ -102,24 +103,24 @@ def precisions_at_r(
     block_size: int = 256,
     mesh: Mesh | None = None,
 ) -> tuple[Float32[np.ndarray, " queries"], Float32[np.ndarray, " queries"]]:
-    """Scores the R nearest images of each query, where R is the number of images of its class that it could find.
+    """Computes average precision at R and R-precision of each query.
 
-    Section 3.2 of *A Metric Learning Reality Check* (Musgrave et al., arXiv 2003.08505). Of images at the same distance
-    the one of lower row comes first.
+    R is the number of other images of the query's class in the gallery. Both scores are defined in section 3.2 of *A
+    Metric Learning Reality Check* (Musgrave et al., arXiv 2003.08505). Ties go to the image of the lower row.
 
     Args:
         embeddings: as for `ranks`.
         labels: as for `ranks`.
         gallery: as for `ranks`.
         distance: as for `ranks`.
-        block_size: queries per matrix product; takes about 8 · block_size · gallery bytes on each device, several times
-            that where a class is a large share of the gallery.
-        mesh: the devices that share the queries, whose number does not change the result. None: all local ones.
+        block_size: queries per matrix product; takes about 8 · block_size · gallery bytes on each device, and several
+            times that if a class is a large share of the gallery.
+        mesh: the devices that share the queries. Their number does not change the result. None: all local devices.
 
     Returns:
-        Average precision, 1/R · Σ over the ranks i ≤ R that hold an image of the class of the precision at i; and
-        R-precision, the share of the class among the R nearest. Both from 0 to 1, NaN where the gallery has no image of
-        the class.
+        Average precision, 1/R · Σ precision at i over the ranks i ≤ R with an image of the query's class. R-precision,
+        the share of the class among the R nearest. Both are from 0 to 1, and NaN if the gallery has no image of the
+        class.
 
     Raises:
         UserError: as for `ranks`.
@@ -128,7 +129,7 @@ def precisions_at_r(
     itself = np.arange(len(labels)) if gallery is None else np.full(len(labels), len(others.vectors))
     queries = _Queries(*images, matches, itself.astype(np.int32))
     mesh = mesh or _local_devices()
-    # Every product has one shape, so that a query's does not depend on the number of devices, or on its place.
+    # All products have the same shape, so a query's result does not depend on its position or the number of devices.
     padding = -len(labels) % (block_size * mesh.size)
     queries = _Queries(*(np.pad(field, [(0, padding)] + [(0, 0)] * (field.ndim - 1)) for field in queries))
     average, share = _precisions(queries, others, largest_r=int(matches.max()), block_size=block_size, mesh=mesh)
@@ -138,7 +139,7 @@ def precisions_at_r(
 def mean_precisions(
     average_precision: Float32[np.ndarray, " queries"], r_precision: Float32[np.ndarray, " queries"]
 ) -> dict[str, float]:
-    """The means of what `precisions_at_r` returns over the queries that have something to find.
+    """Averages the scores of `precisions_at_r` over the queries that have a match.
 
     Returns:
         `map_at_r` and `r_precision`, from 0 to 1.
@@ -151,10 +152,10 @@ def _local_devices() -> Mesh:
     return Mesh(np.array(jax.local_devices()), ("devices",))
 
 
-def _count_rivals(
+def _count_closer(
     queries: Images, gallery: Images, symmetric: bool, block_size: int, mesh: Mesh
 ) -> Int32[np.ndarray, " queries"]:
-    """The ranks, of whatever value where there is no match. `symmetric`: the gallery is the queries."""
+    """Computes the ranks. They are arbitrary if there is no match. `symmetric`: the gallery is the queries."""
     order, rows = _in_blocks(queries, block_size)
     columns = rows if gallery is queries else _in_blocks(gallery, block_size)[1]
     tiles, near = _tiles(rows, columns, symmetric)
@@ -163,18 +164,18 @@ def _count_rivals(
     everywhere = NamedSharding(mesh, PartitionSpec())
     rows, tiles, found = jax.device_put((rows, tiles, found), everywhere)
     columns = rows if gallery is queries else jax.device_put(columns, everywhere)
-    # The best of the class first, then what is above it, both by the one compiled program: in another's product the
-    # last bit may differ, and the best would become its own rival.
+    # First find the nearest positives, then count what is closer. One compiled program does both. In the product of
+    # another program the last bit may differ, and the nearest positive would count as closer than itself.
     for counting, start, stop in ((False, 0, near), (True, near, len(tiles))):
         span = np.array([start, stop], np.int32)
         found = _visit(rows, columns, tiles, span, counting, found, symmetric=symmetric, mesh=mesh)
-    rivals = np.empty(len(order), np.int32)
-    rivals[order] = np.ravel(found.rivals)[: len(order)]
-    return rivals
+    closer = np.empty(len(order), np.int32)
+    closer[order] = np.ravel(found.closer)[: len(order)]
+    return closer
 
 
 def _in_blocks(images: Images, block_size: int) -> tuple[Int[np.ndarray, " rows"], _Blocks]:
-    """The blocks, and which image is at each place of them."""
+    """Sorts images by class into blocks. Returns the order, image by image, and the blocks."""
     order = np.argsort(images.classes, kind="stable")
     padding = -len(order) % block_size
     vectors = np.pad(images.vectors[order], ((0, padding), (0, 0)), constant_values=np.nan)
@@ -183,10 +184,10 @@ def _in_blocks(images: Images, block_size: int) -> tuple[Int[np.ndarray, " rows"
 
 
 def _tiles(rows: _Blocks, columns: _Blocks, symmetric: bool) -> tuple[Int32[np.ndarray, "tiles 2"], int]:
-    """Which blocks to multiply with which: first the pairs that have a class in common and their number, then all."""
+    """Returns the pairs of blocks to multiply, first those that share a class and then all, and how many share one."""
     (first, last), (first_column, last_column) = ((x.classes[:, 0], x.classes.max(1)) for x in (rows, columns))
     near = np.less_equal.outer(first, last_column) & np.greater_equal.outer(last, first_column)
-    # A similarity counts for both of its images, so half of the pairs will do.
+    # A similarity counts for both of its images, so half of the pairs are enough.
     needed = np.triu(np.ones_like(near)) if symmetric else np.ones_like(near)
     nearest, every = np.argwhere(near & needed), np.argwhere(needed)
     return np.concatenate([nearest, every]).astype(np.int32), len(nearest)
@@ -204,7 +205,7 @@ def _visit(
     symmetric: bool,
     mesh: Mesh,
 ) -> _Found:
-    """Looks for the best or, if `counting`, counts the rivals, in the tiles from `span[0]` to before `span[1]`."""
+    """Finds the nearest positives or, if `counting`, counts closer images, in tiles[span[0] : span[1]]."""
 
     def on_one_device(rows, columns, tiles, span, counting, found):
         start = span[0] + jax.lax.axis_index(mesh.axis_names)
@@ -214,12 +215,12 @@ def _visit(
             row, column = tiles[start + step * mesh.size]
             return _visit_tile(rows, columns, row, column, counting, found, symmetric)
 
-        best, rivals = jax.lax.fori_loop(0, steps, visit, found)
-        return _Found(jax.lax.pmax(best, mesh.axis_names), jax.lax.psum(rivals, mesh.axis_names))
+        best, closer = jax.lax.fori_loop(0, steps, visit, found)
+        return _Found(jax.lax.pmax(best, mesh.axis_names), jax.lax.psum(closer, mesh.axis_names))
 
-    whole = PartitionSpec()
-    # The check would have the loop start from values that differ between devices.
-    program = jax.shard_map(on_one_device, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    replicated = PartitionSpec()
+    # The check requires initial values of the loop that vary between devices.
+    program = jax.shard_map(on_one_device, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False)
     return program(rows, columns, tiles, span, counting, found)
 
 
@@ -238,23 +239,23 @@ def _visit_tile(
     if symmetric:
         on_diagonal = row == column
         similarity = similarity.at[place, jnp.where(on_diagonal, place, len(place))].set(-jnp.inf, mode="drop")
-        # On the diagonal the columns would repeat what the rows say: sent past the end, it is dropped.
+        # A diagonal tile has the same similarities in its columns as in its rows. An index out of range drops them.
         sides.append((jnp.where(on_diagonal, len(found.best), column), 0))
 
     def count() -> list[_Found]:
         above = [similarity > jnp.expand_dims(found.best[block], axis) for block, axis in sides]
-        # In floats, exact up to 2²⁴, because XLA adds them faster than integers on CPUs.
+        # Floats are exact up to 2²⁴, and XLA adds them faster than integers on CPUs.
         sums = [jnp.sum(is_above, axis, dtype=jnp.float32) for is_above, (_, axis) in zip(above, sides, strict=True)]
-        return [_Found(jnp.full_like(rivals, -jnp.inf), rivals.astype(jnp.int32)) for rivals in sums]
+        return [_Found(jnp.full_like(closer, -jnp.inf), closer.astype(jnp.int32)) for closer in sums]
 
-    def look() -> list[_Found]:
+    def find_best() -> list[_Found]:
         same_class = rows.classes[row][:, None] == columns.classes[column][None]
         own = jnp.where(same_class, similarity, -jnp.inf)
         return [_Found(jnp.max(own, axis), jnp.zeros_like(place)) for _, axis in sides]
 
-    # Both say what the tile adds: the whole of `found` would be copied for each tile.
-    for (block, _), (best, rivals) in zip(sides, jax.lax.cond(counting, count, look), strict=True):
-        found = _Found(found.best.at[block].max(best, mode="drop"), found.rivals.at[block].add(rivals, mode="drop"))
+    # Both branches return the tile's results only. If they returned all of `found`, each tile would copy it.
+    for (block, _), (best, closer) in zip(sides, jax.lax.cond(counting, count, find_best), strict=True):
+        found = _Found(found.best.at[block].max(best, mode="drop"), found.closer.at[block].add(closer, mode="drop"))
     return found
 
 
@@ -271,10 +272,10 @@ def _precisions(
             _, nearest = jax.lax.top_k(similarity, largest_r)
             hit: Bool[Array, " places"] = (gallery.classes[nearest] == query.classes) & (place <= query.matches)
             hits = jnp.cumsum(hit)
-            # Without a match both are 0 / 0, NaN.
+            # Without a match both are 0 / 0 = NaN.
             return jnp.sum(jnp.where(hit, hits / place, 0)) / query.matches, hits[-1] / query.matches
 
         return jax.lax.map(of_one, queries, batch_size=block_size)
 
-    shared = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(of_all, mesh=mesh, in_specs=(shared, PartitionSpec()), out_specs=shared)(queries, gallery)
+    sharded = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(of_all, mesh=mesh, in_specs=(sharded, PartitionSpec()), out_specs=sharded)(queries, gallery)

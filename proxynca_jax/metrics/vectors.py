@@ -1,4 +1,4 @@
-"""Embeddings and labels, checked, as vectors whose inner products order neighbours, and class numbers."""
+"""Input of a neighbour search: checks embeddings and labels, and turns distances into inner products."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from jaxtyping import Float, Float32, Float64, Int, Int32
 from proxynca_jax.errors import UserError, nearest
 
 DISTANCES = ("cosine", "squared_euclidean")
-CHUNK_ROWS = 4096  # converted at a time, so that float64 takes little memory
-# Not "gallery" twice: lengths that differ are the user's error, not a caller's type error.
+CHUNK_ROWS = 4096  # rows converted at a time, so float64 takes little memory
+# The two axes have different names because different lengths are a user's error, not a caller's type error.
 LabelledVectors = tuple[Float[np.ndarray, "gallery dim"], Int[np.ndarray, " gallery_labels"]]
 Chunk = Float64[np.ndarray, "chunk dim"]
 
 
 class Images(NamedTuple):
-    """One side of a search. The inner product of a query's and a gallery image's vector grows as they get closer."""
+    """The queries or the gallery. A query's and a gallery image's inner product grows as they get closer."""
 
     vectors: Float32[np.ndarray, "rows dim"]
-    classes: Int32[np.ndarray, " rows"]  # from 0, the same on both sides; labels themselves may not fit into 32 bits
+    classes: Int32[np.ndarray, " rows"]  # numbers from 0, the same on both sides; labels may not fit into 32 bits
 
 
 def prepare(
@@ -29,17 +29,17 @@ def prepare(
     gallery: LabelledVectors | None,
     distance: str,
 ) -> tuple[Images, Images, Int32[np.ndarray, " queries"]]:
-    """Checks what the user gave and makes it ready to be searched.
+    """Checks queries and gallery and prepares them for a search by inner products.
 
     Args:
-        embeddings: one vector a query.
+        embeddings: one vector per query.
         labels: class of each query.
-        gallery: vectors and labels of the images to find, or None: the queries, each without itself.
+        gallery: vectors and labels of the images to search. None: the queries, each without itself.
         distance: one of DISTANCES.
 
     Returns:
-        The queries; the gallery, which is the same object where its vectors are the same; and R, how many images of its
-        class each query could find.
+        The queries. The gallery; it is the same object if its vectors are the same. For each query R, the number of
+        other images of its class in the gallery.
 
     Raises:
         UserError: no query has a match, there are more or fewer labels than vectors, an embedding is not finite, or the
@@ -53,8 +53,8 @@ def prepare(
     matches = np.bincount(other_classes, minlength=len(names))[classes].astype(np.int32) - (gallery is None)
     if not np.any(matches > 0):
         raise UserError(
-            f"None of the {len(labels)} queries has another image of its class among the {len(others)} of the gallery, "
-            "so there is nothing to find. Evaluate on classes of at least two images."
+            f"None of the {len(labels)} queries has another image of its class in the gallery of {len(others)} images, "
+            "so no score is defined. Evaluate on classes of at least two images."
         )
     vectors, other_vectors = _to_inner_products(embeddings, others, distance)
     queries = Images(vectors, classes)
@@ -63,12 +63,14 @@ def prepare(
 
 def _check(embeddings: Float[np.ndarray, "rows dim"], labels: Int[np.ndarray, " labels"], role: str):
     if len(embeddings) != len(labels):
-        raise UserError(f"There are {len(embeddings)} {role} embeddings and {len(labels)} labels; each needs one.")
+        raise UserError(
+            f"There are {len(embeddings)} {role} embeddings and {len(labels)} labels. Each embedding needs one label."
+        )
     finite = np.isfinite(embeddings).all(1)
     if not finite.all():
         row = int(np.argmin(finite))
         raise UserError(
-            f"Row {row} of the {len(embeddings)} {role} embeddings is not finite: {embeddings[row]}. Neighbours need "
+            f"Row {row} of the {len(embeddings)} {role} embeddings is not finite: {embeddings[row]}. Distances need "
             "finite numbers. If training has diverged, lower its learning rate and start from an earlier checkpoint."
         )
 
@@ -76,8 +78,8 @@ def _check(embeddings: Float[np.ndarray, "rows dim"], labels: Int[np.ndarray, " 
 def _to_inner_products(
     queries: Float[np.ndarray, "queries dim"], gallery: Float[np.ndarray, "gallery dim"], distance: str
 ) -> tuple[Float32[np.ndarray, "queries dim_out"], Float32[np.ndarray, "gallery dim_out"]]:
-    """Both sides as float32 vectors; swapping a pair of images between the sides leaves its inner product as it is."""
-    # A power of two changes no digit, and keeps squares of the largest floats from overflowing.
+    """Converts both sides to float32 vectors. A pair's inner product is the same if its images swap sides."""
+    # Scaling by a power of two is exact, and keeps squares of the largest floats from overflowing.
     _, exponent = math.frexp(max(bound for side in (queries, gallery) for bound in (side.max(), -side.min())))
     if distance == "cosine":
         vectors = _convert(queries, _unit_vectors, exponent)

@@ -1,6 +1,6 @@
-"""The metric card: scores with what each of them means, and everything that they depend on.
+"""The metric card: scores, the definition of each, and the settings that they depend on.
 
-Papers compute Recall@K and NMI in different ways under the same names. The card states how these were computed.
+Papers define Recall@K and NMI differently under the same names. The card states the definitions used here.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that scores depend on."""
+    """Returns the versions of this package and of the packages that compute the scores."""
     packages = ("jax", "numpy", "scikit-learn")
     return {"proxynca_jax": proxynca_jax.__version__} | {name: importlib.metadata.version(name) for name in packages}
 
@@ -33,26 +33,26 @@ def metric_card(
     distance: str,
     precision: str | None,
 ) -> str:
-    """Describes scores.
+    """Formats the metric card as text.
 
     Args:
-        scores: from `scores.score` and `scores.score_at_r`, for the other arguments.
-        embeddings: as there, and so are the others.
+        scores: from `scores.score` and `scores.score_at_r`, computed from the other arguments.
+        embeddings: of the scored images.
         labels: class of each image.
         config: the evaluation's settings and seed.
         gallery: vectors and labels of the images that the queries search; None: the queries, each without itself.
             NMI is of the queries alone.
         distance: one of `vectors.DISTANCES`.
-        precision: the arithmetic of the network that embedded them, one of `precision.PRECISIONS`; None: not known.
+        precision: of the network that computed the embeddings, one of `precision.PRECISIONS`. None: unknown.
 
     Returns:
-        Lines for people.
+        The card, several lines.
     """
     facts = {
-        "R": "of each image: how many of its class there are to find",
+        "R": "for each image: the number of other images of its class in the gallery",
         **_describe_images(scores, embeddings, labels, gallery),
         **({"network": f"convolutions in {precision}"} if precision else {}),
-        "neighbours": f"exact, by {distance.replace('_', ' ')} distance; R@K ranks the class first among equals",
+        "neighbours": f"exact, by {distance.replace('_', ' ')} distance; for R@K ties go to the query's class",
         **(_describe_clusters(scores, labels, config, gallery) if config.evaluation.nmi else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
@@ -61,14 +61,14 @@ def metric_card(
 
 
 def _scores(scores: Record, config: TrainConfig) -> Iterator[tuple[str, float, str]]:
-    """Each score with its meaning; those of MAP@R and R-precision are *A Metric Learning Reality Check*'s, 3.2."""
+    """Yields each score with its definition. Source of MAP@R and R-precision: arXiv 2003.08505, section 3.2."""
     for k in config.evaluation.recall_at:
-        yield f"R@{k}", scores[recall_name(k)], f"images with one of their class among the {k} nearest"
-    yield "MAP@R", scores["map_at_r"], "precisions at the ranks up to R that hold one of the class, summed, over R"
-    yield "R-precision", scores["r_precision"], "images of the class among the R nearest, over R"
+        yield f"R@{k}", scores[recall_name(k)], f"share of images with one of their class among the {k} nearest"
+    yield "MAP@R", scores["map_at_r"], "sum of the precisions at those ranks up to R with an image of the class, / R"
+    yield "R-precision", scores["r_precision"], "number of images of the class among the R nearest, / R"
     if config.evaluation.nmi:
         mean = f"{scores['nmi_average']} mean"
-        yield "NMI", scores["nmi"], f"mutual information of clusters and classes, over the {mean} of their entropies"
+        yield "NMI", scores["nmi"], f"mutual information of clusters and classes / {mean} of their entropies"
 
 
 def _describe_images(

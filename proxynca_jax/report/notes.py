@@ -1,4 +1,4 @@
-"""What the figures of a comparison do not say by themselves."""
+"""Notes under a comparison: how epochs were chosen, what differs from the reference, and the role of chance."""
 
 from collections.abc import Iterator
 
@@ -9,25 +9,25 @@ from proxynca_jax.scores import score_title
 
 
 def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:
-    """Says how the epochs were chosen and what stands between the figures and a fair comparison.
+    """Yields notes: how the epochs were chosen, and what makes the comparison with the reference unfair.
 
     Args:
         runs: of one configuration.
-        reference: what they are laid beside.
+        reference: what the runs are compared with. None: nothing.
     """
     config = runs[0].config
     evaluation = config.evaluation
-    who = "the reference and these runs alike" if reference else "these runs"
+    who = "the reference and of these runs" if reference else "these runs"
     if evaluation.protocol == "validation":
         yield (
             f"The epoch was chosen by {config.checkpoint.best_metric} on classes held out of training, "
-            f"{evaluation.validation_fraction:.0%} of the training classes. The test classes had no part in it."
+            f"{evaluation.validation_fraction:.0%} of the training classes. The test classes were not used for it."
         )
         who = "the reference"
     if reference or evaluation.protocol == "reference":
         yield (
             f'"Best epoch" of {who}: the one of highest R@1 on the evaluation (test) classes. '
-            "It was chosen on the classes that it is scored on, which flatters it."
+            "It was chosen on the classes that it is scored on, so its scores are optimistic."
         )
     if reference:
         yield from _reference_notes(runs, reference)
@@ -39,14 +39,14 @@ def notes(runs: list[Run], reference: Reference | None) -> Iterator[str]:
         yield f"Fewer than {LAST_EPOCHS} epochs are finished; epochs averaged: {', '.join(map(str, averaged))}."
     compared = [*runs, reference] if reference else runs
     if len({entry.records[-1]["epoch"] for entry in compared}) > 1:
-        yield "The last epochs are not the same epoch: see the table of runs."
+        yield "The runs do not end at the same epoch: see the table of runs."
     if evaluation.nmi:
         definition = (
             f"{evaluation.nmi_average} mean of the entropies, best of {evaluation.kmeans_restarts} k-means runs"
         )
         theirs = "the geometric or arithmetic mean, depending on its scikit-learn version, and 10 k-means runs"
-        whose = f" K-means here is that of {evaluation.kmeans!r}."
-        yield f"NMI: {definition}." + f" The reference took {theirs}." * bool(reference) + whose
+        implementation = f" K-means implementation: {evaluation.kmeans!r}."
+        yield f"NMI: {definition}." + f" The reference took {theirs}." * bool(reference) + implementation
 
 
 def _reference_notes(runs: list[Run], reference: Reference) -> Iterator[str]:
@@ -54,25 +54,25 @@ def _reference_notes(runs: list[Run], reference: Reference) -> Iterator[str]:
     if best is not quoted:
         yield (
             f"The reference's README quotes epoch {quoted['epoch']}, R@1 {quoted['recall_at_1']:.2f}; "
-            f"its log is highest at epoch {best['epoch']}."
+            f"in its log, R@1 is highest at epoch {best['epoch']}."
         )
     if not runs[0].config.model.weights:
         yield "The runs started from random weights, the reference from weights pretrained on ImageNet."
     if settings := other_settings(runs[0].config, reference):
-        yield f"Settings other than the reference's: {', '.join(settings)}."
+        yield f"Settings that differ from the reference's: {', '.join(settings)}."
 
 
 def chance(row: Row, metrics: list[str]) -> str:
-    """Says whether chance may explain the distance to the reference.
+    """Returns a note on whether chance may explain the difference from the reference.
 
     Args:
-        row: the figures to judge.
-        metrics: which of them.
+        row: scores of the runs and of the reference.
+        metrics: the scores to test.
     """
     runs = len(row.ours)
     if runs == 1:
-        return "One run gives no interval: nothing can be said of chance."
-    interval = f"{CONFIDENCE:.0%} interval: Student's t, of the mean of {runs} runs."
+        return "One run gives no confidence interval, so a difference may be due to chance."
+    interval = f"{CONFIDENCE:.0%} interval: Student's t, for the mean of {runs} runs."
     if row.reference is None:
         return interval
     sides: dict[str, list[str]] = {"inside": [], "outside": []}
@@ -85,5 +85,5 @@ def chance(row: Row, metrics: list[str]) -> str:
     found = "; ".join(f"{', '.join(figures)} {side}" for side, figures in sides.items() if figures)
     return (
         f"{interval} The reference's figures for the {row.title}: {found}. "
-        "The reference is one run, whose own chance the interval leaves out."
+        "The reference is a single run; the interval does not include its variation."
     )

@@ -1,4 +1,4 @@
-"""The comparison as a picture: loss, Recall@1 and NMI of each epoch."""
+"""Plots a comparison: loss, Recall@1 and NMI by epoch."""
 
 import pathlib
 
@@ -15,11 +15,11 @@ OURS, THEIRS = "#0067b1", "#444444"
 
 
 def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> None:
-    """Draws the runs over the reference and the paper.
+    """Plots the runs, the reference and the paper into a PNG file.
 
     Args:
         runs: of one configuration.
-        reference: what to draw them over.
+        reference: what to compare them with. None: nothing.
         path: the PNG file to write.
     """
     panels = {metric: label for metric, label in PANELS.items() if metric in runs[0].records[-1]}
@@ -40,7 +40,7 @@ def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> No
 
 
 def _draw_reference(axes: Axes, metric: str, reference: Reference, *, curve: bool) -> None:
-    """Draws the paper and the reference, whose curve belongs only beside curves of the same classes."""
+    """Plots the paper and the reference. `curve` is False if the runs' curves are of other classes."""
     best = best_epoch(reference.records)
     if metric in reference.paper:
         axes.axhline(reference.paper[metric], color=THEIRS, linestyle=":", linewidth=1.2, label="paper")
@@ -65,12 +65,12 @@ def _draw_runs(axes: Axes, metric: str, runs: list[Run]) -> None:
 
 
 def _curve(records: list[Record], metric: str) -> tuple[list[int], list[float]]:
-    """Epochs and their values; the state before training has scores but no loss."""
+    """Returns the epochs that have this metric, and its values. The state before training has scores but no loss."""
     shown = [record for record in records if metric in record]
     return [record["epoch"] for record in shown], [record[metric] for record in shown]
 
 
 def _mark(axes: Axes, metric: str, best: Record, *, color: str, label: str) -> None:
-    """Marks the best epoch, which was chosen by its scores: the loss gets no mark."""
+    """Marks the best epoch. The loss gets no mark, because scores chose the epoch."""
     if metric in best and metric != "train_loss":
         axes.plot(best["epoch"], best[metric], "o", color=color, markeredgecolor="white", label=label)

@@ -1,7 +1,8 @@
-"""What a run is to match: every epoch of the reference's own runs, and the paper's figures.
+"""Published scores: every epoch of the PyTorch reference's runs, and the paper's figures.
 
-`reference.json` holds the logs of dichotomies/proxy-nca: percent, seconds on a Titan X-class GPU, epoch -1 before
-training. Of its two SOP runs it is the one whose figures its README quotes. The paper is arXiv 1703.07464, Tables 2-4.
+`reference.json` contains the logs of dichotomies/proxy-nca. Scores are in percent, times in seconds on a Titan X-class
+GPU, and epoch -1 is before training. Of its two SOP runs, the file has the one that its README quotes. The paper is
+arXiv 1703.07464, Tables 2-4.
 """
 
 import json
@@ -12,17 +13,17 @@ from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.runs.log import Record
 
-# The settings on which the figures depend, by the start of their names.
+# Prefixes of the settings that the figures depend on.
 PIXELS = ("data.image_size", "data.resize_size", "data.crop_", "data.horizontal_flip")
 COMPARED = (*PIXELS, "model.embedding_dim", "model.batch_norm", "loss.", "optim.")
 
 
 class Reference(NamedTuple):
-    """One data set's figures to match."""
+    """Published scores of one data set."""
 
     name: str
-    log: str  # the reference's log file that they come from
-    settings: dict[str, Any]  # the fields, by dotted name, in which it differs from `TrainConfig()`
+    log: str  # the reference's log file
+    settings: dict[str, Any]  # by dotted name: the fields in which its settings differ from `TrainConfig()`
     quoted_epoch: int  # the epoch that its README quotes as the best
     paper: Record
     records: list[Record]
@@ -37,13 +38,13 @@ REFERENCES = _read()
 
 
 def find_reference(name: str) -> Reference:
-    """Looks a reference up.
+    """Returns the reference of a data set.
 
     Args:
         name: a data set, one of `REFERENCES`.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: there is no reference of that name.
     """
     if name not in REFERENCES:
         raise UserError(f"there is no reference {name!r}: {nearest(name, REFERENCES)}")
@@ -51,7 +52,7 @@ def find_reference(name: str) -> Reference:
 
 
 def other_settings(config: TrainConfig, reference: Reference) -> list[str]:
-    """Says where a configuration departs from the reference's, one field each: `optim.epochs 30 (reference 20)`."""
+    """Lists the fields that differ from the reference's settings, such as `optim.epochs 30 (reference 20)`."""
     theirs = flatten(TrainConfig()) | reference.settings
     return [
         f"{name} {value} (reference {theirs[name]})"

@@ -1,4 +1,4 @@
-"""The comparison in figures."""
+"""The comparison as text: tables of runs and scores, and notes."""
 
 import textwrap
 
@@ -11,7 +11,7 @@ from proxynca_jax.scores import score_title
 
 PROTOCOLS = {
     "reference": "every epoch is scored on the test classes",
-    "validation": "every epoch is scored on held-out training classes, the best of them on the test classes, once",
+    "validation": "every epoch is scored on held-out training classes, only the best epoch on the test classes",
 }
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 NONE = "–"
@@ -19,11 +19,11 @@ LINE = 110  # characters
 
 
 def describe(runs: list[Run], reference: Reference | None) -> str:
-    """Writes the whole report.
+    """Returns the text of the whole report.
 
     Args:
         runs: of one configuration.
-        reference: what to lay beside them; without, the runs stand alone.
+        reference: what to compare them with. None: the report is about the runs alone.
     """
     config = runs[0].config
     metrics = config.evaluation.score_names()
@@ -77,7 +77,7 @@ def _scores(record: Record, metrics: list[str]) -> list[str]:
 
 
 def _align(table: list[list[str]]) -> str:
-    """Lays a table out: the first column to the left, the others to the right; a line of one cell is a heading."""
+    """Formats a table. The first column is left-aligned, the others right-aligned; a row of one cell is a heading."""
     widths = [max(map(len, column)) for column in zip(*(line for line in table if len(line) > 1), strict=True)]
     aligned = [
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False))]

@@ -1,4 +1,4 @@
-"""Measurements of training and embedding steps, and the table that shows them."""
+"""The speed table of the benchmarks: its rows, how it is printed, and how memory is measured."""
 
 import dataclasses
 import multiprocessing
@@ -19,7 +19,7 @@ STEPS = ("train", "embed")
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A row of the table."""
+    """A measured row of the table."""
 
     step: str  # one of STEPS
     variant: str
@@ -28,18 +28,18 @@ class Measurement:
     first_step_seconds: float
     peak_mb: float
     peak_flops: float | None  # FLOP/s; None: unknown
-    data_wait_share: float | None = None  # None: the images are on the device
-    # Per step, on average. None: there is no GPU, or nothing profiled it.
+    data_wait_share: float | None = None  # 0 to 1; None: the images are already on the device
+    # Per step, on average. None: there is no GPU, or no profile.
     device_busy_seconds: float | None = None
     kernels: float | None = None  # copies and memsets included
-    launches: float | None = None  # by the host; a CUDA graph is one
-    graph_changes: float | None = None  # by the host; none while the addresses of arrays repeat
+    launches: float | None = None  # by the host; a CUDA graph is one launch
+    graph_changes: float | None = None  # by the host; 0 while arrays have the same addresses in every step
 
     def images_per_second(self) -> float:
         return self.batch_size / self.step_seconds
 
     def utilisation(self) -> float | None:
-        """Model FLOP over the FLOP that the device can do in the same time, 0 to 1. None if its peak is unknown."""
+        """Returns the model FLOP utilisation (MFU), from 0 to 1, or None if the device's peak is unknown."""
         if self.peak_flops is None:
             return None
         passes = TRAINING_PASSES if self.step == "train" else 1
@@ -47,14 +47,14 @@ class Measurement:
         return flops * self.images_per_second() / self.peak_flops
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the row for JSON."""
         derived = {"images_per_second": self.images_per_second(), "model_flops_utilisation": self.utilisation()}
         return dataclasses.asdict(self) | derived
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A row of the table for a measurement that failed."""
+    """A row of the table whose measurement failed."""
 
     step: str  # one of STEPS
     variant: str
@@ -62,11 +62,11 @@ class Failure:
     error: str  # one line
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the row for JSON."""
         return dataclasses.asdict(self)
 
 
-COLUMNS = {  # title: width, and format of a value
+COLUMNS = {  # title: width and format of the values
     "images/s": (9, ".1f"),
     "ratio": (6, ".2f"),
     "step ms": (9, ".1f"),
@@ -82,11 +82,11 @@ COLUMNS = {  # title: width, and format of a value
 
 
 def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | None) -> None:
-    """Prints rows of one step, with each one's speed as a multiple of the baseline's.
+    """Prints the rows of one step. The column "ratio" is a row's speed divided by the baseline's.
 
     Args:
-        rows: at least one. A value that is None leaves its column empty.
-        baseline: None leaves the ratio empty, as it must be if all rows are failures.
+        rows: at least one. A value of None leaves its cell empty.
+        baseline: the row to compare with. None leaves the ratios empty; required if all rows are failures.
     """
     titles = (f"{title:>{width}}" for title, (width, _) in COLUMNS.items())
     print(f"{rows[0].step + f', batch {rows[0].batch_size}':24}", *titles)
@@ -115,7 +115,7 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
 
 
 def describe_device() -> tuple[str, str]:
-    """JAX's platform, and a line for people."""
+    """Returns JAX's platform, and a line that describes devices, cores and JAX's version."""
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, jax {jax.__version__}"
 
@@ -127,7 +127,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def peak_mb() -> float:
-    """The peak memory so far, in MB: of JAX's default device or, if it does not report one, of this process."""
+    """Returns the peak memory so far, in MB: of JAX's default device if it reports one, otherwise of this process."""
     if statistics := jax.devices()[0].memory_stats():
         return statistics["peak_bytes_in_use"] / 1e6
     return process_peak_mb()

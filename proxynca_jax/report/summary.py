@@ -1,4 +1,4 @@
-"""Runs become rows of figures, and several runs' figures an interval."""
+"""Summary statistics of runs: scores of selected epochs, and confidence intervals over several runs."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class Row(NamedTuple):
-    """One record for each run, and the reference's where it can be compared."""
+    """One record per run, and the reference's record if the two can be compared."""
 
     title: str
     ours: list[Record]
@@ -23,45 +23,45 @@ class Row(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A figure over several runs."""
+    """A score over several runs: mean, spread and confidence interval."""
 
     mean: float
-    deviation: float  # standard deviation of a run
-    low: float  # ends of the interval of the mean
-    high: float
+    deviation: float  # standard deviation between runs
+    low: float  # lower end of the confidence interval of the mean
+    high: float  # upper end
 
 
 def summarise(runs: list[Run], reference: Reference | None) -> list[Row]:
-    """Three rows: best epoch, last epoch and mean of the last five.
+    """Returns three rows: best epoch, last epoch and mean of the last five epochs.
 
     Args:
         runs: of one configuration.
-        reference: what to lay beside them.
+        reference: what to compare them with. None: nothing.
     """
     titles = "best epoch", "last epoch", f"mean of the last {LAST_EPOCHS} epochs"
     theirs = _three_records(reference.records) if reference else (None, None, None)
     ours = [_three_records(run.records) for run in runs]
     if runs[0].config.evaluation.protocol == "validation":
         titles = "chosen epoch, test classes", *(f"{name}, validation classes" for name in titles[1:])
-        theirs = theirs[0], None, None  # test classes are not to be compared with validation classes
+        theirs = theirs[0], None, None  # the reference scored test classes, which validation classes do not compare to
         ours = [(run.test, *rest) for run, (_, *rest) in zip(runs, ours, strict=True)]
     columns = zip(*ours, strict=True)
-    return [Row(name, list(records), beside) for name, records, beside in zip(titles, columns, theirs, strict=True)]
+    return [Row(name, list(records), their) for name, records, their in zip(titles, columns, theirs, strict=True)]
 
 
 def estimate(values: list[float]) -> Estimate:
-    """Mean, standard deviation and Student's 95 % interval of the mean.
+    """Computes mean, standard deviation and Student's 95 % confidence interval of the mean.
 
     Args:
-        values: one per run, two or more.
+        values: one per run, at least two.
     """
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / len(values) ** 0.5
-    return Estimate(mean, deviation, mean - reach, mean + reach)
+    half_width = float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / len(values) ** 0.5
+    return Estimate(mean, deviation, mean - half_width, mean + half_width)
 
 
 def median_seconds(records: list[Record]) -> float:
-    """Seconds of training of the middle epoch; an epoch that was interrupted counts little."""
+    """Returns the median of the epochs' training seconds. An interrupted epoch hardly changes a median."""
     return float(np.median([record["train_seconds"] for record in finished_epochs(records)]))
 
 

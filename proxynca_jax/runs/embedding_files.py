@@ -1,13 +1,13 @@
-"""Embeddings in files, NumPy's .npz and Parquet.
+"""Reads and writes embedding files: NumPy's .npz and Parquet.
 
-| `.npz`, arrays of length N | Parquet, columns | what |
+| `.npz`, arrays of length N | Parquet, columns | content |
 | --- | --- | --- |
 | `embeddings` (N, D) | `embedding`, a list of D | numbers |
 | `labels` | `label` | class of each image, integers or strings |
-| `paths` | `path` | where each image came from; written, not needed for reading |
+| `paths` | `path` | path of each image; optional when reading |
 
-Written files tell what made them in JSON under the key `proxynca_jax`, an array of the one and schema metadata of the
-other.
+Written files also contain their provenance as JSON, under the key `proxynca_jax`: an array in .npz files, schema
+metadata in Parquet files.
 """
 
 import json
@@ -26,27 +26,27 @@ from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.weights import METADATA_KEY
 
 SUFFIXES = (".npz", ".parquet")
-ROW_GROUP = 4096  # images; a reader takes such a group at a time, so tiny ones would slow it down
+ROW_GROUP = 4096  # fewest images per Parquet row group; small groups would slow readers down
 
 
 class Contents(NamedTuple):
-    """All of a file but the embeddings."""
+    """The content of an embedding file, except for the embeddings."""
 
     paths: Sequence[str]  # N
-    labels: Int[np.ndarray, " N"] | None  # N; None where no class is known
+    labels: Int[np.ndarray, " N"] | None  # N; None if no classes are known
     dim: int  # D
-    about: Mapping[str, Any]  # what made the file, as JSON can hold it
+    about: Mapping[str, Any]  # provenance of the file, JSON-serialisable
 
 
 def check_output(path: pathlib.Path) -> None:
-    """Looks before the work whether there is a place for its result.
+    """Checks, before any work, that an embedding file can be written.
 
     Raises:
-        UserError: if the suffix is not one of `SUFFIXES`, there is no such folder, or a folder of the file's name.
+        UserError: the suffix is not one of `SUFFIXES`, the folder does not exist, or the path is a folder.
     """
     _check_suffix(path)
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}. Make it first, or choose another.")
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}. Create it or choose another.")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder. Name a file in it.")
 
@@ -54,15 +54,15 @@ def check_output(path: pathlib.Path) -> None:
 def write_embeddings(
     path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "batch dim"]], contents: Contents
 ) -> None:
-    """Writes a file whole or not at all; one of the same name is replaced when the new one is complete.
+    """Writes an embedding file atomically. Replaces an existing file only when the new one is complete.
 
     Args:
         path: of the file, with one of `SUFFIXES`.
-        batches: the embeddings, in any number of pieces, which are written as they come.
-        contents: the rest.
+        batches: the embeddings in batches of any size. They are written one by one.
+        contents: the rest of the file.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     write = _write_npz if _check_suffix(path) == ".npz" else _write_parquet
     with replacing(path) as partial:
@@ -72,7 +72,7 @@ def write_embeddings(
 def read_embeddings(
     path: pathlib.Path,
 ) -> tuple[Float[np.ndarray, "N D"], Shaped[np.ndarray, " N"]]:
-    """Reads embeddings and labels that anyone wrote.
+    """Reads embeddings and labels from a file that this package or any other program wrote.
 
     Args:
         path: of the file, with one of `SUFFIXES`.
@@ -81,7 +81,7 @@ def read_embeddings(
         The embeddings, in at least single precision, and their labels, integers or strings.
 
     Raises:
-        UserError: if there is no such file, or it holds something else.
+        UserError: the file does not exist, or it does not contain embeddings and labels.
     """
     read = _read_npz if _check_suffix(path) == ".npz" else _read_parquet
     if not path.is_file():
@@ -94,20 +94,20 @@ def read_embeddings(
         raise UserError(f"{path} cannot be read as a {path.suffix} file: {error}") from error
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.size:
         raise UserError(
-            f"{path} holds embeddings of shape {embeddings.shape} and labels of shape {labels.shape}; they must be "
-            "(N, D) and (N,), a row and a label for each image."
+            f"{path} contains embeddings of shape {embeddings.shape} and labels of shape {labels.shape}. The shapes "
+            "must be (N, D) and (N,): one row and one label per image."
         )
     if embeddings.dtype.kind not in "fiu":
         raise UserError(f"the embeddings in {path} are of type {embeddings.dtype}; they must be real numbers.")
     if labels.dtype.kind not in "iuU":
         raise UserError(f"the labels in {path} are of type {labels.dtype}; they must be integers or strings.")
     if labels.dtype.kind != "U":
-        labels = labels.astype(np.int64)  # the labels of two files can be compared, whatever their widths
+        labels = labels.astype(np.int64)  # so labels of two files can be compared, even if their dtypes differ
     return embeddings.astype(np.result_type(embeddings, np.float32), copy=False), labels
 
 
 def read_about(path: pathlib.Path) -> Mapping[str, Any]:
-    """What made a file that `read_embeddings` can read: `Contents.about`, or nothing where another program wrote it."""
+    """Returns the `Contents.about` of a file that `read_embeddings` can read; empty if another program wrote it."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             text = str(arrays[METADATA_KEY]) if METADATA_KEY in arrays.files else "{}"
@@ -125,11 +125,11 @@ def _check_suffix(path: pathlib.Path) -> str:
 def _require(path: pathlib.Path, kind: str, names: Sequence[str], found: Sequence[str]) -> None:
     for name in names:
         if name not in found:
-            raise UserError(f"{path} has no {kind} {name!r}, {', '.join(names)} are required. {nearest(name, found)}")
+            raise UserError(f"{path} has no {kind} {name!r}; required: {', '.join(names)}. {nearest(name, found)}")
 
 
 def _write_npz(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "batch dim"]], contents: Contents) -> None:
-    """Writes what `np.savez` would write of the whole array, which is never in memory: its size is known before."""
+    """Writes the same file as `np.savez`, without the whole array in memory: only its shape must be known."""
     arrays = {"paths": np.array(contents.paths), METADATA_KEY: np.array(json.dumps(contents.about))}
     if contents.labels is not None:
         arrays["labels"] = contents.labels
@@ -151,7 +151,7 @@ def _write_parquet(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "ba
         types["label"] = pa.from_numpy_dtype(contents.labels.dtype)
     schema = pa.schema(types, metadata={METADATA_KEY: json.dumps(contents.about)})
     start = 0
-    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:  # no two numbers are alike
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:  # numbers hardly repeat
         for rows in _joined(batches, ROW_GROUP):
             here = slice(start, start := start + len(rows))
             embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), contents.dim)
@@ -164,7 +164,7 @@ def _write_parquet(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "ba
 def _joined(
     batches: Iterable[Float32[np.ndarray, "batch dim"]], least: int
 ) -> Iterator[Float32[np.ndarray, "rows dim"]]:
-    """Joins batches that follow each other until they have at least so many rows."""
+    """Concatenates consecutive batches until they have at least `least` rows."""
     waiting = []
     for batch in batches:
         waiting.append(batch)
@@ -176,14 +176,14 @@ def _joined(
 
 
 def _read_npz(path: pathlib.Path) -> tuple[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."]]:
-    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle
-        raise UserError(f"{path} is not a .npz file, or not a whole one.")
+    if not zipfile.is_zipfile(path):  # np.load would try to read it as a pickle
+        raise UserError(f"{path} is not a complete .npz file.")
     with np.load(path, allow_pickle=False) as arrays:
         _require(path, "array", ("embeddings", "labels"), arrays.files)
         try:
             return arrays["embeddings"], arrays["labels"]
         except ValueError as error:
-            hint = "Save labels that are strings as np.array(labels, str), not as objects."
+            hint = "Save string labels as np.array(labels, str), not as objects."
             raise UserError(f"{path} cannot be read: {error}. {hint}") from error
 
 
@@ -203,7 +203,7 @@ def _stack(path: pathlib.Path, vectors: pa.ChunkedArray) -> Shaped[np.ndarray, "
         raise UserError(f"{path} has no rows.")
     if not isinstance(vectors.type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
         raise UserError(f"the embeddings in {path} are of type {vectors.type}; each must be a list of numbers.")
-    # Chunk by chunk: a column of more than 2³¹ numbers cannot be one Arrow list.
+    # Chunks stay separate, because one Arrow list cannot contain more than 2³¹ numbers.
     lengths = np.concatenate([chunk.value_lengths() for chunk in vectors.chunks])
     if np.any(lengths != lengths[0]):
         row = int(np.argmax(lengths != lengths[0]))

@@ -1,4 +1,4 @@
-"""The folder of a run: which configuration it belongs to."""
+"""The folder of a run and its configuration."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file
 
-# A run may go on for longer, elsewhere or with more threads: its steps stay the same.
+# These fields may change when a run resumes, because they do not change its steps.
 FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"})
 
 CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxynca_jax.train --config <this file>"""
@@ -25,14 +25,16 @@ def get_config():
 
 
 def open_run(run: pathlib.Path, config: TrainConfig) -> None:
-    """Makes the folder of a new run, or checks that an existing one is of the same run. Many processes do so together.
+    """Creates the folder of a new run, or checks that an existing one has the same configuration.
+
+    With several processes, all of them must call this.
 
     Args:
         run: the folder.
-        config: what is to be run in it.
+        config: of the run.
 
     Raises:
-        UserError: if the folder holds a run of another configuration, or something else.
+        UserError: the folder contains a run of another configuration, or something other than a run.
     """
     if (run / "config.json").exists():
         before, now = flatten(read_config(run)), flatten(config)
@@ -40,14 +42,14 @@ def open_run(run: pathlib.Path, config: TrainConfig) -> None:
         if changed:
             rows = "\n".join(f"  {name}: {before[name]!r} there, {now[name]!r} now" for name in changed)
             raise UserError(
-                f"{run} holds a run of another configuration:\n{rows}\nChoose another --run, or undo these."
+                f"{run} contains a run of another configuration:\n{rows}\nChoose another --run or undo these changes."
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
-    processes.wait_for_all("looked at the run's folder")  # which the first one is about to change
+    processes.wait_for_all("checked the run's folder")  # the first process must not change it before that
     if processes.is_first():
         _write_config(run, config)
-    processes.wait_for_all("made the run's folder")
+    processes.wait_for_all("created the run's folder")
 
 
 def _write_config(run: pathlib.Path, config: TrainConfig) -> None:
@@ -59,17 +61,17 @@ def read_config(run: pathlib.Path) -> TrainConfig:
     """Reads the configuration of a run.
 
     Args:
-        run: its folder.
+        run: the run's folder.
 
     Raises:
-        UserError: if there is none, or not one of this version.
+        UserError: there is no configuration, or this version cannot read it.
     """
     path = run / "config.json"
     try:
         config = TrainConfig()
         for name, value in json.loads(path.read_text()).items():
             group = getattr(config, name)
-            if dataclasses.is_dataclass(group):  # JSON knows lists only, a configuration tuples only
+            if dataclasses.is_dataclass(group):  # JSON has lists where the configuration has tuples
                 fields = {key: tuple(x) if isinstance(getattr(group, key), tuple) else x for key, x in value.items()}
                 value = type(group)(**fields)
             setattr(config, name, value)

@@ -1,4 +1,4 @@
-"""A run's log: lines for people, and a record per evaluation for programs."""
+"""A run's log files: lines of text in `log.txt`, and one JSON record per evaluation in `metrics.jsonl`."""
 
 import json
 import pathlib
@@ -9,16 +9,16 @@ from tqdm import tqdm
 
 from proxynca_jax.machine.atomic_file import replace_file
 
-Record = dict[str, Any]  # numbers, and a few names
+Record = dict[str, Any]  # scores and times of one evaluation, and a few names
 
 
 class MetricLog:
-    """Writes `log.txt` and `metrics.jsonl` into a run's folder, and lines to standard output."""
+    """Writes `log.txt` and `metrics.jsonl` in a run's folder. Prints the lines of `log.txt`, too."""
 
     def __init__(self, folder: pathlib.Path, *, writes: bool = True):
         """Args:
-        folder: the run's.
-        writes: whether to change the files; if not, new records are only remembered.
+        folder: of the run.
+        writes: whether to write the files. If not, new records are kept in memory only.
         """
         self._text = folder / "log.txt"
         self._path = folder / "metrics.jsonl"
@@ -26,7 +26,7 @@ class MetricLog:
         self._records = self._read()
 
     def line(self, text: str) -> None:
-        """Prints a line, above the progress bar if there is one, and keeps it in `log.txt`."""
+        """Prints a line, above the progress bar if there is one, and appends it to `log.txt`."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if self._writes:
@@ -34,7 +34,7 @@ class MetricLog:
                 file.write(text + "\n")
 
     def records(self) -> list[Record]:
-        """The records so far, oldest first. A last one that was cut short in writing does not count."""
+        """Returns the records so far, oldest first. An incomplete last line is ignored."""
         return list(self._records)
 
     def record(self, record: Record) -> None:
@@ -45,7 +45,7 @@ class MetricLog:
                 file.write(json.dumps(record) + "\n")
 
     def keep_records_until(self, step: int) -> None:
-        """Drops the records of steps after `step`, which a run that continues from `step` will write again."""
+        """Deletes the records of steps after `step`. A run that resumes from `step` will write them again."""
         self._records = [record for record in self._records if record["step"] <= step]
         if self._writes:
             replace_file(self._path, "".join(json.dumps(record) + "\n" for record in self._records).encode())

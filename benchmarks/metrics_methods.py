@@ -1,7 +1,7 @@
-"""The ways of `benchmarks.metrics` to find Recall@K, one to a process: `metrics_rivals METHOD FOLDER` prints JSON.
+"""Computes Recall@K by the methods of `benchmarks.metrics`, one per process: `metrics_methods METHOD FOLDER`.
 
-Each is a function from unit vectors and labels to the recalls at KS. It imports its own library, so that no method's
-memory or threads weigh on another's.
+Each method is a function from unit vectors and labels to the recalls at KS. Each imports its own library, so its memory
+and threads do not affect other methods.
 """
 
 import importlib
@@ -41,7 +41,7 @@ def faiss(embeddings: np.ndarray, labels: np.ndarray) -> list[float]:
     index = faiss.IndexFlatIP(embeddings.shape[1])
     index.add(embeddings)
     _, found = index.search(embeddings, max(KS) + 1)
-    # The query itself is left out by its row, or the last of the found where duplicates have pushed it out.
+    # Excludes the query by its row. If duplicates have displaced it, the last neighbour is excluded instead.
     keep = found != np.arange(len(found))[:, None]
     keep[keep.all(1), -1] = False
     return recalls(found[keep].reshape(-1, max(KS)), labels)
@@ -72,11 +72,11 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    """Prints the recalls, the seconds of the search and of what ran first, the peak memory and the version."""
+    """Prints JSON: recalls, seconds of the search, seconds of the warm-up, peak memory and version."""
     name, folder = sys.argv[1:]
     embeddings, labels = (np.load(Path(folder, f"{array}.npy")) for array in ("embeddings", "labels"))
     package, method = importlib.import_module(PACKAGES[name]), METHODS[name]
-    first = slice(None if name == "ours" else WARM_UP_IMAGES)  # our programs are compiled for a number of images
+    first = slice(None if name == "ours" else WARM_UP_IMAGES)  # our programs are compiled per number of images
     before_mb, start = peak_mb(), time.perf_counter()
     method(embeddings[first], labels[first])
     first_seconds, start = time.perf_counter() - start, time.perf_counter()
