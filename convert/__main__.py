@@ -55,7 +55,8 @@ def to_flax(source: pathlib.Path, output: pathlib.Path, backbone: str) -> None:
     else:
         title = BACKBONES[backbone].title
         print(f"{source}: a well-formed {title}, but unrecognised: its git blob id is {blob_id}.")
-        print(f"  If it should be the reference's file ({converter.published_blob_id}), download it again.")
+        if converter.published_blob_id:
+            print(f"  If it should be the reference's file ({converter.published_blob_id}), download it again.")
     print(f"wrote {output}: {_describe(tensors)}")
     print(f"check it:  {shlex.join(['python', '-m', 'convert', 'verify', str(source), str(output)])}")
     named = "" if backbone == DEFAULT_BACKBONE else f" --config.model.backbone={backbone}"

@@ -38,7 +38,7 @@ class Converter:
     # A state dict to the PyTorch network, an nn.Module. Its method `stages(images)` takes RGB bytes (NHWC) and yields
     # the name and the output of each stage, named as the backbone's stages, and then "embedding" if it has that layer.
     twin: Callable[..., Any]
-    published_blob_id: str  # git's name for the content of the published weights file
+    published_blob_id: str | None  # git's name for the content of the published weights file, if it is known
 
     def to_flax(self, key: str, value: Shaped[np.ndarray, "..."]) -> tuple[str, Shaped[np.ndarray, "..."]]:
         """Converts one PyTorch tensor.

@@ -41,7 +41,10 @@ class Distance:
 def distance(ours: Float[np.ndarray, "*shape"], theirs: Float[np.ndarray, "*shape"]) -> Distance:
     """Compares two arrays in double precision."""
     x, y = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
-    difference, length = x - y, np.linalg.norm(y)
+    difference = x - y
+    if not difference.any():  # also of arrays of zeros, which have no length to divide by
+        return Distance(max_abs=0.0, relative_rms=0.0, cosine=1.0)
+    length = np.linalg.norm(y)
     return Distance(
         max_abs=float(np.abs(difference).max()),
         relative_rms=float(np.linalg.norm(difference) / length),

@@ -52,6 +52,8 @@ def test_distance_by_hand():
     assert found.max_abs == 4
     assert found.relative_rms == pytest.approx(4 / 3)
     assert found.cosine == pytest.approx(3 / 5)
+    zeros = distance(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    assert (zeros.max_abs, zeros.relative_rms, zeros.cosine) == (0, 0, 1)
 
 
 @pytest.mark.slow
