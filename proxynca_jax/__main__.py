@@ -21,7 +21,7 @@ def main() -> None:
         sys.argv[:2] = [f"proxynca {name}"]
         runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
         return
-    lines = ["usage: proxynca COMMAND ...", "", *(f"  {command:10}{does}" for command, (_, does) in COMMANDS.items())]
+    lines = ["usage: proxynca COMMAND ...", "", *(f"  {command:12}{does}" for command, (_, does) in COMMANDS.items())]
     lines += ["", "proxynca COMMAND --help shows the options of a command."]
     if name in ("", "-h", "--help"):
         print("\n".join(lines))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,7 @@ from proxynca_jax.data.split import Image, Split
 from proxynca_jax.data.transforms import to_rgb
 from proxynca_jax.errors import UserError
 
-Array = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width channels"]
-GivenImage = str | os.PathLike[str] | PIL.Image.Image | Array
+GivenImage = str | os.PathLike[str] | PIL.Image.Image | np.ndarray  # arrays are uint8; see `Embedder.embed`
 CHANNELS = (1, 3, 4)
 
 
@@ -37,14 +37,14 @@ class _GivenImages(Sequence[Image]):
         return read_image(Path(image).expanduser())
 
 
-def given_split(images: Iterable[GivenImage]) -> Split:
+def given_split(images: Iterable[Any]) -> Split:
     """Makes a split of images that are read when they are indexed.
 
     Args:
         images: as for `Embedder.embed`.
 
     Raises:
-        UserError: if it is a single image, or contains something that is no image.
+        UserError: if it is a single image, or contains something that is no image or no file.
     """
     if isinstance(images, str | os.PathLike | PIL.Image.Image):
         raise UserError("images is one image; give a list of images: [image].")
@@ -56,6 +56,8 @@ def given_split(images: Iterable[GivenImage]) -> Split:
             raise UserError(
                 f"{_name(image, index)} is a {type(image).__name__}; it must be a path, a PIL image or a uint8 array."
             )
+        elif not isinstance(image, PIL.Image.Image) and not Path(image).expanduser().is_file():
+            raise UserError(f"no image file at {image}.")
     names = [_name(image, index) for index, image in enumerate(given)]
     return Split(_GivenImages(given), names, np.full(len(given), NO_LABEL, np.int32), class_names=())
 
