@@ -67,9 +67,8 @@ def test_paths_pil_images_and_arrays_are_the_same_images(run, images):
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(Image.open(path)) for path in images]
         np.testing.assert_array_equal(embedder.embed(opened), expected)
-    np.testing.assert_array_equal(
-        embedder.embed([np.asarray(Image.open(path).convert("RGB")) for path in images]), expected
-    )
+        arrays = [np.asarray(image.convert("RGB")) for image in opened]
+    np.testing.assert_array_equal(embedder.embed(arrays), expected)
     assert expected.shape == (len(images), embedder.dim)
     assert expected.dtype == np.float32
 
