@@ -1,10 +1,11 @@
-"""Trains an embedding network with proxies and scores it on classes that it never saw.
+"""Trains an embedding network with proxies and scores it on unseen classes.
 
     python -m proxynca_jax.train --config configs/glyphs.py
     python -m proxynca_jax.train --config configs/cars.py --config.data.root=/data/cars196 --run runs/cars
 
-A run's folder holds config.json (and config.py, which `--config` takes to repeat the run), log.txt, metrics.jsonl and
-the latest and the best state. The same command with the same `--run` continues where the run stopped, by Ctrl-C too.
+A run's folder contains config.json, log.txt, metrics.jsonl, and the latest and the best checkpoint. It also contains
+config.py, which `--config` takes to repeat the run. Ctrl-C saves a run. The same command with the same `--run`
+continues it.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ RANDOM_START = (
 
 
 class Job(NamedTuple):
-    """What stays the same from the first step of a run to the last."""
+    """What does not change during a run."""
 
     config: TrainConfig
     log: MetricLog
@@ -73,34 +74,34 @@ class Job(NamedTuple):
     layout: Layout
     train_step: steps.TrainStep
     embed_step: steps.EmbedStep
-    resident: ResidentImages | None = None  # the training images, where they are placed on the device
+    resident: ResidentImages | None = None  # the training images, if they are in device memory
     sources: Sequence[Source[DeviceBatch]] = ()  # the images of `evaluation.splits()`, decoded once
 
     def evaluation_records(self) -> list[Record]:
-        """The records of the evaluations before training and after each epoch."""
+        """Returns the records of the evaluations before training and after each epoch."""
         name = EVALUATED_SPLIT[self.config.evaluation.protocol]
         return [record for record in self.log.records() if record["split"] == name]
 
     def tested(self) -> int | None:
-        """The step that was scored on the test classes under the validation protocol."""
+        """Returns the step that the validation protocol scored on the test classes, or None."""
         return next((record["step"] for record in reversed(self.log.records()) if record["split"] == "test"), None)
 
     def best(self) -> Record:
-        """The best of the evaluations, the earliest of equals."""
+        """Returns the record of the best evaluation. Of equal ones it is the earliest."""
         return max(self.evaluation_records(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
 def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> None:
-    """Runs a whole training, or what is left of it.
+    """Trains from the start, or continues a run.
 
     Args:
-        config: what to do.
-        run: the run's folder; made if need be.
+        config: of the run.
+        run: the run's folder. It is created if it does not exist.
         graphs: as for `steps.compiler_options`.
 
     Raises:
-        UserError: for anything that the user has to mend. What the run computed until then is kept.
-        Interrupted: at the user's wish. The state of that moment is kept.
+        UserError: for anything that the user can correct. Everything computed before is kept.
+        Interrupted: if the user stops the run. Its state is saved first.
     """
     job, state = _prepare(config, run, graphs)
     log, epoch_steps = job.log, job.epoch_steps
@@ -154,7 +155,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
 
 
 def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tuple[Job, steps.TrainState]:
-    """Everything that can be wrong is looked at before anything heavy starts."""
+    """Checks configuration, data and devices before anything expensive starts, and makes the run's folder."""
     # Data
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
@@ -205,7 +206,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
 
 
 def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
-    """Compiles both programs in threads and brings the images at the same time. No clock of a record runs yet."""
+    """Compiles both programs in threads while images are decoded. No record's time includes this."""
     job.log.line("compiling the training and the embedding step")
     start, run = time.perf_counter(), (state, job.config, job.layout)
 
@@ -217,7 +218,7 @@ def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) ->
         on_host = job.config.data.placement == "host"
         training = pool.submit(timed, compile_train_step, job.train_step, *run) if on_host else None
         job = _bring_images(job, check)
-        # Programs have to know the shape of the images on the device, which are there now.
+        # With images in device memory, the training step needs their shape, which is known now.
         training = training or pool.submit(timed, compile_train_step, job.train_step, *run, job.resident)
         (train_step, trained), (embed_step, embedded) = training.result(), embedding.result()
     job = job._replace(train_step=train_step, embed_step=embed_step)
@@ -226,13 +227,13 @@ def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) ->
 
 
 def _bring_images(job: Job, check: Callable[[], None]) -> Job:
-    """Decodes images into the cache and onto the device, if they are to be there, and chooses a place for the rest."""
+    """Fills the cache and the device memory if configured, and chooses where evaluation images are kept."""
     data = job.config.data
     if data.cache:
         job.log.line(f"decoded images are kept in {data.cache}")
         if not processes.is_first():
             processes.wait_for_all("the cache")
-        # Many processes have to check equally often, and all but the first find the cache made.
+        # All processes must call `check` equally often, but only the first one fills the cache.
         options = {"check": check} if jax.process_count() == 1 else {}
         train_split = cached(job.train_split, data, max_side=data.max_side, **options)
         crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
@@ -250,7 +251,7 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
 
 @contextlib.contextmanager
 def _open_epoch(job: Job, step: int) -> Iterator[tuple[Iterator[steps.Batch], Progress, Stalls]]:
-    """The batches left of the epoch that `step` begins or lies in, on the device, their progress and their stalls."""
+    """Opens the epoch of a step: its remaining batches on the device, its progress and its stalls."""
     epoch, done = divmod(step, job.epoch_steps)
     batch_size = job.config.optim.batch_size
     options = {"batch_size": batch_size, "seed": job.config.seed, "epoch": epoch, "start_step": done}
@@ -277,7 +278,7 @@ def _finish_epoch(
     checkpoints: Checkpoints,
     check: Callable[[], None],
 ) -> None:
-    """Scores a state, records the scores beside the epoch's loss and pace, and saves it."""
+    """Scores a state, records the scores with the epoch's loss and pace, and saves the state."""
     start = time.perf_counter()
     with CompileClock() as compiling:  # metrics compile when they are first used
         scores = _score(job, job.evaluation, state.network(), check, job.sources)
@@ -320,7 +321,7 @@ def _score(
 
 
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
-    """Scores the best state, once, on the test classes; `state` gives the shapes."""
+    """Scores the best checkpoint once on the test classes. `state` provides the shapes."""
     best = job.best()
     variables = checkpoints.restore_network("best", state.network())
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
@@ -330,16 +331,16 @@ def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, chec
 
 
 def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
-    """Brings a loss to the host.
+    """Waits for a loss and returns it.
 
     Raises:
-        UserError: if it is not a number any more.
+        UserError: if it is not finite.
     """
     value = float(loss)
     if not math.isfinite(value):
         rates = f"{config.optim.learning_rate:g}, the proxies' {config.optim.proxy_learning_rate:g}"
         raise UserError(
-            f"the loss is {value} at step {step}: training has diverged. The states saved before are kept. Start a new "
+            f"the loss is {value} at step {step}: training has diverged. Earlier checkpoints are kept. Start a new "
             f"run with lower learning rates (now {rates}) or a larger optim.epsilon (now {config.optim.epsilon:g})."
         )
     return value
