@@ -192,6 +192,16 @@ def test_run_keeps_its_configuration(config, tmp_path):
     assert get_config(tmp_path / "runs" / "cub" / "config.py") == config
 
 
+@pytest.mark.parametrize(("excluded", "name"), [(True, "proxy_nca_paper"), (False, "proxy_nca")])
+def test_a_run_from_before_losses_had_names_can_be_read(excluded, name, config, tmp_path):
+    open_run(tmp_path, config)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["loss"]["name"]
+    written["loss"]["exclude_positive"] = excluded
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_config(tmp_path).loss.name == name
+
+
 def test_run_continues_with_the_same_configuration(config, tmp_path):
     open_run(tmp_path, config)  # an empty folder will do
     (tmp_path / "metrics.jsonl").touch()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
@@ -57,6 +58,14 @@ def _write_config(run: pathlib.Path, config: TrainConfig) -> None:
     replace_file(run / "config.py", CONFIG_PY.encode())
 
 
+def _in_this_version(fields: dict[str, Any]) -> dict[str, Any]:
+    """Renames what the first runs called otherwise: `loss.exclude_positive` chose the paper's loss."""
+    loss = dict(fields.get("loss", {}))
+    if "exclude_positive" in loss:
+        loss["name"] = "proxy_nca_paper" if loss.pop("exclude_positive") else "proxy_nca"
+    return fields | {"loss": loss}
+
+
 def read_config(run: pathlib.Path) -> TrainConfig:
     """Reads the configuration of a run.
 
@@ -69,7 +78,7 @@ def read_config(run: pathlib.Path) -> TrainConfig:
     path = run / "config.json"
     try:
         config = TrainConfig()
-        for name, value in json.loads(path.read_text()).items():
+        for name, value in _in_this_version(json.loads(path.read_text())).items():
             group = getattr(config, name)
             if dataclasses.is_dataclass(group):  # JSON has lists where the configuration has tuples
                 fields = {key: tuple(x) if isinstance(getattr(group, key), tuple) else x for key, x in value.items()}
