@@ -74,5 +74,5 @@ def require_files(paths: Sequence[Path], layout: str) -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(paths)} annotated images are missing, the first is {missing[0]}. Extract the "
-            f"images again, beside the annotations. {layout}"
+            f"images again, next to the annotations. {layout}"
         )

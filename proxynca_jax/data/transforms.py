@@ -83,7 +83,8 @@ def image_size(image: Image, name: str) -> tuple[int, int]:
 def _decode_jpeg(content: bytes) -> Pixels | None:
     """Decodes a JPEG to the same pixels as Pillow, but faster. Returns None if Pillow must decode the content.
 
-    Both use libjpeg-turbo. They convert CMYK to RGB differently, and only Pillow tells damaged files from unusual ones.
+    Both use libjpeg-turbo. They convert CMYK to RGB differently, and only Pillow distinguishes damaged files from
+    unusual ones.
     """
     if not simplejpeg.is_jpeg(content):
         return None

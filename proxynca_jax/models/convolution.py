@@ -101,7 +101,7 @@ def convolution_of_blocks_on_gpu(x: Array, kernel: Array, stride: int, precision
     Args:
         x: as for `convolve`.
         kernel: as for `convolve`.
-        stride: side of a block. Of a larger one than 2, the last may be incomplete, which is not implemented.
+        stride: side of a block, 2.
         precision: as for `convolve`.
     """
     side = kernel.shape[1]

@@ -13,9 +13,9 @@ from proxynca_jax.data.split import DataSet, divide_by_class, second_half
 from proxynca_jax.errors import UserError
 
 LAYOUT = (
-    "Cars196 is car_ims/ with cars_annos.mat beside it, or cars_train/ and cars_test/ with cars_train_annos.mat, "
-    "cars_test_annos_withlabels.mat and cars_meta.mat beside them or in devkit/ (cars_test_annos.mat, which comes with "
-    "the devkit, has no classes). Stanford no longer serves it; Kaggle has mirrors ('stanford cars')."
+    "Cars196 is car_ims/ and cars_annos.mat, or cars_train/, cars_test/, cars_train_annos.mat, "
+    "cars_test_annos_withlabels.mat and cars_meta.mat. The last three may be in devkit/. cars_test_annos.mat, which "
+    "comes with the devkit, has no classes. Stanford no longer serves it; Kaggle has mirrors ('stanford cars')."
 )
 COUNTS = Counts(train=8_054, queries=8_131)
 
@@ -55,8 +55,8 @@ def _read_devkit(root: Path, folder: str, annotations: str) -> tuple[list[Path],
 
 
 def _devkit_file(root: Path, name: str) -> Path:
-    beside = root / name
-    return beside if beside.exists() else root / "devkit" / name
+    here = root / name
+    return here if here.exists() else root / "devkit" / name
 
 
 def _read_mat(path: Path, variable: str, *fields: str) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from proxynca_jax.errors import UserError
 def read_class_folders(root: Path, layout: str) -> Split:
     """Lists the images `<class folder>/<image>` in sorted order.
 
-    Names that start with a dot are skipped: macOS writes `._` files beside images.
+    Names that start with a dot are skipped: macOS writes `._` files next to images.
 
     Args:
         root: The directory that contains the class folders.
