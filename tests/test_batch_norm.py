@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_relu, normalise_batch, plain_batch_norm_relu
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, normalise_batch, plain_batch_norm_act
 
 # Two channels over four pixels.
 VALUES = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [6.0, 4.0]]).reshape(2, 1, 2, 2)
@@ -30,7 +30,7 @@ def norm(momentum: float) -> BatchNorm:
 
 def test_training_worked_by_hand():
     layer = norm(momentum=0.1)
-    found = batch_norm_relu(VALUES, NO_SHIFT, [layer], train=True)
+    found = batch_norm_act(VALUES, NO_SHIFT, [layer], train=True)
     expected = (VALUES - MEANS[None, None, None]) / np.sqrt(BIASED + 1e-5)[None, None, None]
     np.testing.assert_allclose(found[..., 0], np.maximum(2 * expected[..., 0], 0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[..., 1], np.maximum(expected[..., 1] + 0.5, 0), rtol=1e-5, atol=1e-6)
@@ -42,7 +42,7 @@ def test_training_worked_by_hand():
 def test_inference_worked_by_hand():
     layer = norm(momentum=0.1)
     layer.mean[...], layer.var[...] = jnp.array([2.0, -1.0]), jnp.array([4.0, 0.25])
-    found = batch_norm_relu(VALUES, NO_SHIFT, [layer], train=False)
+    found = batch_norm_act(VALUES, NO_SHIFT, [layer], train=False)
     first, second = 2 * (VALUES[..., 0] - 2) / math.sqrt(4 + 1e-5), (VALUES[..., 1] + 1) / math.sqrt(0.25 + 1e-5) + 0.5
     np.testing.assert_allclose(found[..., 0], np.maximum(first, 0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[..., 1], np.maximum(second, 0), rtol=1e-5)
@@ -55,10 +55,10 @@ def test_training_is_the_definition_with_the_statistics_of_the_batch():
     shift, guess = jnp.full(6, 0.1), jnp.full(6, 0.3)
 
     def fast(x, scale, bias):
-        return normalise_batch(x, shift, scale, bias, guess)[0]
+        return normalise_batch(RELU, EPSILON, x, shift, scale, bias, guess)[0]
 
     def plain(x, scale, bias):
-        return plain_batch_norm_relu(x, scale, bias, jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2)))
+        return plain_batch_norm_act(x, scale, bias, jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2)))
 
     ours, pull_back = jax.vjp(fast, x, scale, bias)
     expected, plain_pull_back = jax.vjp(plain, x, scale, bias)
@@ -70,8 +70,8 @@ def test_training_is_the_definition_with_the_statistics_of_the_batch():
 def test_inference_is_the_definition_with_running_statistics():
     x, layer = drawn(4, 5, 3, 2), norm(momentum=0.1)
     layer.mean[...], layer.var[...] = jnp.array([0.5, -1.0]), jnp.array([2.0, 0.25])
-    expected = plain_batch_norm_relu(x, layer.scale[...], layer.bias[...], layer.mean[...], layer.var[...])
-    found = batch_norm_relu(x, NO_SHIFT, [layer], train=False)
+    expected = plain_batch_norm_act(x, layer.scale[...], layer.bias[...], layer.mean[...], layer.var[...])
+    found = batch_norm_act(x, NO_SHIFT, [layer], train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_gradients_against_torch():
     x, scale, bias, mask = drawn(4, 5, 3, 6), drawn(6) + 1, drawn(6) / 4, drawn(4, 5, 3, 6)[::-1]
 
     def loss(x, scale, bias):
-        y, _, _ = normalise_batch(x, jnp.full(6, 0.1), scale, bias, jnp.full(6, 0.3))
+        y, _, _ = normalise_batch(RELU, EPSILON, x, jnp.full(6, 0.1), scale, bias, jnp.full(6, 0.3))
         return jnp.sum(y * mask)
 
     theirs = [torch.from_numpy(np.array(a)).requires_grad_() for a in (jnp.moveaxis(x, 3, 1), scale, bias)]
@@ -92,7 +92,7 @@ def test_gradients_against_torch():
 
 def test_a_single_value_stays_finite():
     layer = norm(momentum=0.5)
-    found = batch_norm_relu(jnp.full((1, 1, 1, 2), 7.0), NO_SHIFT, [layer], train=True)
+    found = batch_norm_act(jnp.full((1, 1, 1, 2), 7.0), NO_SHIFT, [layer], train=True)
     np.testing.assert_allclose(found, [[[[0, 0.5]]]], rtol=0, atol=1e-6)
     np.testing.assert_allclose(layer.var[...], [0.5, 0.5])
 
@@ -101,8 +101,8 @@ def test_a_single_value_stays_finite():
 def test_the_bias_of_the_convolution_is_added(train):
     x, bias = drawn(4, 3, 3, 2), jnp.array([1.0, -2.0])
     added, given = norm(momentum=0.5), norm(momentum=0.5)
-    expected = batch_norm_relu(x + bias[None, None, None], NO_SHIFT, [added], train=train)
-    np.testing.assert_allclose(batch_norm_relu(x, bias, [given], train=train), expected, rtol=0, atol=1e-6)
+    expected = batch_norm_act(x + bias[None, None, None], NO_SHIFT, [added], train=train)
+    np.testing.assert_allclose(batch_norm_act(x, bias, [given], train=train), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(given.mean[...], added.mean[...], rtol=0, atol=1e-6)
     np.testing.assert_allclose(given.var[...], added.var[...], rtol=1e-6)
 
@@ -112,5 +112,5 @@ def test_values_far_from_zero_keep_their_variance():
     x = 3000 + drawn(8, 5, 5, 2)
     layer = norm(momentum=0.0)
     layer.mean[...] = jnp.array([2990.0, 3005.0])
-    batch_norm_relu(x, NO_SHIFT, [layer], train=True)
+    batch_norm_act(x, NO_SHIFT, [layer], train=True)
     np.testing.assert_allclose(layer.var[...], np.var(np.asarray(x, np.float64), (0, 1, 2), ddof=1), rtol=1e-3)

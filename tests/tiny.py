@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from proxynca_jax.models.backbone import Backbone, Preprocessing
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_relu
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act
 
 FEATURES = 16
 
@@ -20,7 +20,7 @@ class Tiny(nnx.Module):
         self.kernel = nnx.Param(jnp.array(np.zeros(shape) if rng is None else rng.standard_normal(shape), jnp.float32))
 
     def stages(self, pixels: jax.Array, *, train: bool):
-        colours = batch_norm_relu(pixels, jnp.zeros(3), [self.norm], train=train).mean((1, 2))
+        colours = batch_norm_act(pixels, jnp.zeros(3), [self.norm], train=train).mean((1, 2))
         yield "features", 10 * colours @ self.kernel[...]  # the embedding layer's kernel starts small
 
     def __call__(self, pixels: jax.Array, *, train: bool) -> jax.Array:

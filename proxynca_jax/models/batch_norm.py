@@ -1,9 +1,10 @@
-"""BatchNorm followed by ReLU: the definition, and a form that reads its input fewer times. Images are NHWC.
+"""BatchNorm followed by an activation: the definition, and a form that reads its input fewer times. Images are NHWC.
 
-`plain_batch_norm_relu` is the definition. `batch_norm_relu` returns the same, with the bias of the convolution before
+`plain_batch_norm_act` is the definition. `batch_norm_act` returns the same, with the bias of the convolution before
 it, for several layers at once, and with a gradient written by hand.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -12,27 +13,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from proxynca_jax.models.activation import RELU, Activation, clamp, passed
 from proxynca_jax.models.convolution import Conv
+from proxynca_jax.models.depthwise import DepthwiseConv
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # PyTorch's default
 
 
 class BatchNorm(nnx.Module):
-    """The parameters and the running statistics of a batch normalisation, which `batch_norm_relu` applies.
+    """The parameters and the running statistics of a batch normalisation, which `batch_norm_act` applies.
 
     The batch is normalised by its biased variance; the running variance averages the unbiased one, as in PyTorch.
     `flax.nnx.BatchNorm` uses the biased variance for both.
     """
 
-    def __init__(self, features: int, *, momentum: float):
+    def __init__(self, features: int, *, momentum: float, epsilon: float = EPSILON):
         """Args:
         features: channels.
         momentum: share of the old running statistics kept at each step, 0 to 1. PyTorch's is 1 minus this.
+        epsilon: added to the variance.
         """
         ones, zeros = np.ones(features, np.float32), np.zeros(features, np.float32)
         self.scale, self.bias = nnx.Param(jnp.array(ones)), nnx.Param(jnp.array(zeros))
         self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
-        self.momentum = momentum
+        self.momentum, self.epsilon = momentum, epsilon
 
     def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
         """Averages a batch's mean and unbiased variance into the running statistics."""
@@ -41,14 +45,16 @@ class BatchNorm(nnx.Module):
         self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * var)
 
 
-def plain_batch_norm_relu(
+def plain_batch_norm_act(
     x: Float[Array, "batch height width channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
     mean: Float[Array, " channels"],
     var: Float[Array, " channels"],
+    activation: Activation = RELU,
+    epsilon: float = EPSILON,
 ) -> Float[Array, "batch height width channels"]:
-    """max(0, scale · (x − mean) / √(var + ε) + bias).
+    """clamp(scale · (x − mean) / √(var + ε) + bias).
 
     Args:
         x: activations.
@@ -56,35 +62,41 @@ def plain_batch_norm_relu(
         bias: β of the paper.
         mean: of each channel; in training that of the batch, in inference the running one.
         var: the variance, likewise; that of the batch is the biased one.
+        activation: the limits of the clamp.
+        epsilon: ε.
     """
     scale, bias, mean, var = (values[None, None, None] for values in (scale, bias, mean, var))
-    return jnp.maximum(0, scale * (x - mean) / jnp.sqrt(var + EPSILON) + bias)
+    return clamp(scale * (x - mean) / jnp.sqrt(var + epsilon) + bias, activation)
 
 
-def batch_norm_relu(
+def batch_norm_act(
     x: Float[Array, "batch height width channels"],
-    shift: Float[Array, " channels"],
+    shift: Float[Array, " channels"] | None,
     norms: Sequence[BatchNorm],
+    activation: Activation = RELU,
     *,
     train: bool,
 ) -> Float[Array, "batch height width channels"]:
-    """Applies BatchNorm and ReLU to `x + shift`.
+    """Applies BatchNorm and an activation to `x + shift`.
 
     Args:
         x: a convolution without its bias; float32 or bfloat16, as is the result. Statistics are float32.
         shift: the bias of the convolution. In training the mean of the batch cancels it, so it only enters the running
-            mean.
-        norms: the layers, whose channels are concatenated in `x`.
+            mean. None if it has none.
+        norms: the layers, whose channels are concatenated in `x`. They have one epsilon.
+        activation: applied last.
         train: normalise by the batch's statistics, and update the running ones.
     """
     scale, bias, running_mean, var = (
         jnp.concatenate([getattr(norm, leaf)[...] for norm in norms]) for leaf in ("scale", "bias", "mean", "var")
     )
+    epsilon = norms[0].epsilon
+    shift = jnp.zeros_like(bias) if shift is None else shift
     if not train:
-        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        factor = scale * jax.lax.rsqrt(var + epsilon)
         offset = bias + (shift - running_mean) * factor
-        return jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
-    y, mean, var = normalise_batch(x, shift, scale, bias, running_mean)
+        return clamp(_affine(x, factor, offset), activation).astype(x.dtype)
+    y, mean, var = normalise_batch(activation, epsilon, x, shift, scale, bias, running_mean)
     count = x.size // x.shape[-1]
     ends = np.cumsum([norm.mean.shape[0] for norm in norms])[:-1]
     statistics = (jnp.split(values, ends) for values in (mean + shift, var * (count / max(count - 1, 1))))
@@ -93,22 +105,27 @@ def batch_norm_relu(
     return y
 
 
-def fold_batch_norm(convolution: Conv, norm: BatchNorm) -> None:
+def fold_batch_norm(convolution: Conv | DepthwiseConv, norm: BatchNorm) -> None:
     """Changes a convolution so that in inference it computes what it and `norm` after it compute together."""
-    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + EPSILON)
-    convolution.bias[...] = norm.bias[...] + (convolution.bias[...] - norm.mean[...]) * factor
-    convolution.kernel[...] = convolution.kernel[...] * factor[:, None, None, None]
+    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    old = 0 if convolution.bias is None else convolution.bias[...]
+    convolution.bias = nnx.Param(norm.bias[...] + (old - norm.mean[...]) * factor)
+    convolution.multiply_outputs(factor)
 
 
-@jax.custom_vjp
-def normalise_batch(x: Array, shift: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
-    """`plain_batch_norm_relu` with the batch's own statistics.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def normalise_batch(
+    activation: Activation, epsilon: float, x: Array, shift: Array, scale: Array, bias: Array, guess: Array
+) -> tuple[Array, Array, Array]:
+    """`plain_batch_norm_act` with the batch's own statistics.
 
     The gradient is written by hand, because differentiation needs more passes over memory. Forward, one pass over `x`
     computes both statistics and one normalises. Backward, one pass over `x` and the gradient computes both sums and one
     applies them. The only large residual is `x`.
 
     Args:
+        activation: applied last.
+        epsilon: added to the variance.
         x: float32 or bfloat16.
         shift: per channel; no gradient.
         scale: per channel.
@@ -119,27 +136,29 @@ def normalise_batch(x: Array, shift: Array, scale: Array, bias: Array, guess: Ar
     Returns:
         The activations, and the mean and the biased variance of `x`, which have no gradient.
     """
-    return _normalise_forward(x, shift, scale, bias, guess)[0]
+    return _normalise_forward(activation, epsilon, x, shift, scale, bias, guess)[0]
 
 
 def _normalise_forward(
-    x: Array, shift: Array, scale: Array, bias: Array, guess: Array
+    activation: Activation, epsilon: float, x: Array, shift: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     # Two operations on `x`: for the difference of shift and guess a GPU would launch another kernel.
     distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
     off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
     var = jnp.maximum(squared - jnp.square(off), 0)
-    mean, inverse = guess - shift + off, jax.lax.rsqrt(var + EPSILON)
+    mean, inverse = guess - shift + off, jax.lax.rsqrt(var + epsilon)
     factor = scale * inverse
     offset = bias - mean * factor
-    y = jnp.maximum(_affine(x, factor, offset), 0).astype(x.dtype)
+    y = clamp(_affine(x, factor, offset), activation).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, factor, offset)
 
 
-def _normalise_backward(residuals: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array | None, ...]:
+def _normalise_backward(
+    activation: Activation, epsilon: float, residuals: tuple[Array, ...], gradients: tuple[Array, ...]
+) -> tuple[Array | None, ...]:
     x, mean, inverse, factor, offset = residuals
     distances = x.astype(jnp.float32) - mean[None, None, None]
-    gradient = jnp.where(_affine(x, factor, offset) > 0, gradients[0].astype(jnp.float32), 0)
+    gradient = jnp.where(passed(_affine(x, factor, offset), activation), gradients[0].astype(jnp.float32), 0)
     of_bias, of_distances = _sums(gradient, gradient * distances)
     of_scale = of_distances * inverse
     count = x.size // x.shape[-1]

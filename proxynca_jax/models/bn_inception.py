@@ -20,8 +20,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from proxynca_jax.models.activation import RELU, activate
 from proxynca_jax.models.backbone import Backbone, Preprocessing
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_relu, fold_batch_norm
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norm
 from proxynca_jax.models.convolution import Conv, convolve
 from proxynca_jax.models.pooling import average_pool, max_pool
 
@@ -237,8 +238,8 @@ class BNInception(nnx.Module):
         """Bias, BatchNorm and ReLU of the concatenated channels that `_convolve` returned for `names`."""
         shift = jnp.concatenate([getattr(self, name).bias[...] for name in names])
         if not hasattr(self, f"{names[0]}_bn"):  # folded
-            return jnp.maximum(x + shift[None, None, None], 0).astype(x.dtype)
-        return batch_norm_relu(x, shift, [getattr(self, f"{name}_bn") for name in names], train=train)
+            return activate(x + shift[None, None, None], RELU).astype(x.dtype)
+        return batch_norm_act(x, shift, [getattr(self, f"{name}_bn") for name in names], train=train)
 
     def _split(self, groups: Sequence[Sequence[str]], x: Array) -> list[Array]:
         """Splits concatenated channels into those of each group of convolutions."""

@@ -7,6 +7,7 @@ order in which floating-point sums are taken.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,41 @@ FEW_CHANNELS = 8  # GPU: with fewer input channels and stride 2, pixels are gath
 SMALL_MAP = 8  # CPU, pixels: activations up to this height are convolved as one matrix product
 LARGE_MAP = 32  # CPU, pixels: above this height, the gradients are sums of one matrix product per image
 
+Padding = tuple[tuple[int, int], tuple[int, int]]  # pixels added above and below, left and right
+
+
+def centred_padding(side: int) -> Padding:
+    """PyTorch's usual padding of a convolution: half of the kernel on each side.
+
+    Args:
+        side: of the kernel, odd.
+    """
+    return (side // 2, side // 2), (side // 2, side // 2)
+
+
+def same_padding(size: Sequence[int], side: int, stride: int) -> Padding:
+    """TensorFlow's padding `SAME`: as little as gives ⌈size / stride⌉ windows. An odd pixel is added after the image.
+
+    Args:
+        size: height and width, pixels.
+        side: of the kernel.
+        stride: pixels between two windows.
+    """
+    needed = [max((-(-pixels // stride) - 1) * stride + side - pixels, 0) for pixels in size]
+    rows, columns = ((total // 2, total - total // 2) for total in needed)
+    return rows, columns
+
 
 class Conv(nnx.Module):
-    """The kernel and the bias of a convolution. `convolve` applies the kernel, `batch_norm_relu` the bias.
+    """The kernel and the bias of a convolution. `convolve` applies the kernel, `batch_norm_act` the bias.
 
     The kernel is OHWI (output channels first), not HWIO as in Flax. cuDNN returns the gradient in this order, so XLA
     need not transpose it for the optimiser.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator | None):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int, rng: np.random.Generator | None, bias: bool = True
+    ):
         """Args:
         inputs: channels in.
         outputs: channels out.
@@ -34,13 +61,18 @@ class Conv(nnx.Module):
         stride: pixels between two windows, in both directions.
         rng: source of the initial kernel, He normal; None starts from zeros. NumPy draws the numbers: compiling JAX's
             generators for some fifty shapes takes more than ten seconds, and NumPy's are the same on every device.
+        bias: whether it has a bias. A fold of BatchNorm adds one.
         """
         shape = (kernel, kernel, inputs, outputs)
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
         self.kernel = nnx.Param(jnp.array(draw.transpose(3, 0, 1, 2)))
-        self.bias = nnx.Param(jnp.array(np.zeros(outputs, np.float32)))
+        self.bias = nnx.data(nnx.Param(jnp.array(np.zeros(outputs, np.float32))) if bias else None)
         self.stride = stride
+
+    def multiply_outputs(self, factor: Float[Array, " outputs"]) -> None:
+        """Multiplies the kernel of each output channel by its factor."""
+        self.kernel[...] = self.kernel[...] * factor[:, None, None, None]
 
 
 def convolve(
@@ -48,6 +80,7 @@ def convolve(
     kernel: Float[Array, "outputs side side inputs"],
     stride: int,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    padding: Padding | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
     """Convolution with an odd, square kernel. Stride 1 keeps the size.
 
@@ -56,14 +89,16 @@ def convolve(
         kernel: of the type of `x`.
         stride: pixels between two windows, in both directions.
         precision: of the products, in the gradients too. CPUs compute float32 in float32 whatever it is.
+        padding: of the images, with zeros. None is `centred_padding`.
     """
+    padding = padding or centred_padding(kernel.shape[1])
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
     on_gpu = convolution_of_blocks_on_gpu if blocks else plain_convolution
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(convolution_on_cpu, stride=stride),
-        default=functools.partial(on_gpu, stride=stride, precision=precision),
+        cpu=functools.partial(convolution_on_cpu, stride=stride, padding=padding),
+        default=functools.partial(on_gpu, stride=stride, precision=precision, padding=padding),
     )
 
 
@@ -72,8 +107,9 @@ def plain_convolution(
     kernel: Float[Array, "outputs side side inputs"],
     stride: int,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    padding: Padding | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
-    """y[b, i, j, o] = Σ_uvc x[b, stride·i + u − side//2, stride·j + v − side//2, c] · kernel[o, u, v, c].
+    """y[b, i, j, o] = Σ_uvc x[b, stride·i + u − top, stride·j + v − left, c] · kernel[o, u, v, c].
 
     Pixels outside of the image are 0.
 
@@ -82,18 +118,19 @@ def plain_convolution(
         kernel: as for `convolve`.
         stride: as for `convolve`.
         precision: as for `convolve`.
+        padding: as for `convolve`. Its first numbers are top and left.
     """
-    pads = (kernel.shape[1] // 2, kernel.shape[1] // 2)
+    padding = padding or centred_padding(kernel.shape[1])
     numbers, strides = ("NHWC", "OHWI", "NHWC"), (stride, stride)
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, (pads, pads), dimension_numbers=numbers, precision=precision
-    )
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, precision=precision)
 
 
 # On a GPU: few channels become many.
 
 
-def convolution_of_blocks_on_gpu(x: Array, kernel: Array, stride: int, precision: jax.lax.Precision) -> Array:
+def convolution_of_blocks_on_gpu(
+    x: Array, kernel: Array, stride: int, precision: jax.lax.Precision, padding: Padding
+) -> Array:
     """Gathers each block of 2×2 pixels into the channels of one, and convolves those with stride 1.
 
     Tensor cores take channels in groups of eight, so the three colours of an image would leave most of them idle.
@@ -103,11 +140,14 @@ def convolution_of_blocks_on_gpu(x: Array, kernel: Array, stride: int, precision
         kernel: as for `convolve`.
         stride: side of a block, 2.
         precision: as for `convolve`.
+        padding: as for `convolve`.
     """
     side = kernel.shape[1]
     taps = -(-side // stride)  # blocks that one row of the kernel covers
-    wanted = [stride * ((size - 1) // stride + taps) for size in x.shape[1:3]]
-    margins = [(side // 2, whole - size - side // 2) for whole, size in zip(wanted, x.shape[1:3], strict=True)]
+    margins = []
+    for size, pads in zip(x.shape[1:3], padding, strict=True):
+        wanted = stride * ((size + sum(pads) - side) // stride + taps)
+        margins.append((pads[0], wanted - size - pads[0]))
     grown = (0, taps * stride - side)
     blocks = _gather_blocks(jnp.pad(x, ((0, 0), *margins, (0, 0))), stride)
     kernels = _gather_blocks(jnp.pad(kernel, ((0, 0), grown, grown, (0, 0))), stride)
@@ -126,27 +166,29 @@ def _gather_blocks(x: Array, side: int) -> Array:
 # On a CPU: matrix products instead of what XLA is slow at, small activations and the gradients of large ones.
 
 
-def convolution_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
+def convolution_on_cpu(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     """Chooses an algorithm by the size of the kernel and of the activations."""
     kernel = kernel.transpose(1, 2, 3, 0)  # HWIO: XLA copies less for it on CPUs
     if len(kernel) == 1:
         return _contract(x[:, ::stride, ::stride], kernel[0, 0])
     if x.shape[1] <= SMALL_MAP:
-        return _contract(jnp.concatenate(_taps(x, len(kernel), stride), -1), kernel.reshape(-1, kernel.shape[3]))
-    return _convolve_large(x, kernel, stride) if x.shape[1] > LARGE_MAP else _convolve_hwio(x, kernel, stride)
+        taps = _taps(x, len(kernel), stride, padding)
+        return _contract(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[3]))
+    convolve_hwio = _convolve_large if x.shape[1] > LARGE_MAP else _convolve_hwio
+    return convolve_hwio(x, kernel, stride, padding)
 
 
-def _taps(x: Array, side: int, stride: int) -> list[Array]:
+def _taps(x: Array, side: int, stride: int, padding: Padding) -> list[Array]:
     """Slices of `x`, one per place of the kernel, row by row: the pixels that the place is multiplied with.
 
     Args:
         x: its axes 1 and 2 are rows and columns.
         side: of the kernel.
         stride: pixels between two windows.
+        padding: of the rows and columns.
     """
-    pad = side // 2
-    padded = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), *[(0, 0)] * (x.ndim - 3)])
-    rows, columns = (stride * ((size - 1) // stride) + 1 for size in x.shape[1:3])
+    padded = jnp.pad(x, [(0, 0), *padding, *[(0, 0)] * (x.ndim - 3)])
+    rows, columns = (stride * ((size - side) // stride) + 1 for size in padded.shape[1:3])
     return [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(side) for j in range(side)]
 
 
@@ -170,37 +212,40 @@ def _contract_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
-def _convolve_hwio(x: Array, kernel: Array, stride: int) -> Array:
+def _convolve_hwio(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     """`plain_convolution`, with a kernel whose output channels are last."""
-    pads = (len(kernel) // 2, len(kernel) // 2)
     numbers, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
-    return jax.lax.conv_general_dilated(x, kernel, strides, (pads, pads), dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-_convolve_large = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2,))
+_convolve_large = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2, 3))
 
 
-def _convolve_large_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve_hwio(x, kernel, stride), (x, kernel)
+def _convolve_large_forward(
+    x: Array, kernel: Array, stride: int, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_hwio(x, kernel, stride, padding), (x, kernel)
 
 
-def _convolve_large_backward(stride: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _convolve_large_backward(
+    stride: int, padding: Padding, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = residuals
     if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # the sums have fewer channels than `gradient`
         of_x = _image_gradients(kernel, gradient)
     else:
-        (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride), x)(gradient)
-    return of_x, _kernel_gradient(x, gradient, len(kernel), stride)
+        (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride, padding), x)(gradient)
+    return of_x, _kernel_gradient(x, gradient, len(kernel), stride, padding)
 
 
 _convolve_large.defvjp(_convolve_large_forward, _convolve_large_backward)
 
 
-def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int) -> Array:
+def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
     """Gradient with respect to the kernel: per image, one product of its taps with the gradient of its pixels."""
 
     def product(image: Array, gradient: Array) -> Array:
-        taps = jnp.concatenate(_taps(image.transpose(2, 0, 1), side, stride))
+        taps = jnp.concatenate(_taps(image.transpose(2, 0, 1), side, stride, padding))
         places = gradient.reshape(-1, gradient.shape[-1])
         return _product(taps.reshape(-1, len(places)), places)
 
