@@ -22,7 +22,7 @@ from proxynca_jax.config import COUNT, SEEDS, DataConfig
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.datasets.glyphs import face
 from proxynca_jax.data.split import Evaluation, Split
-from proxynca_jax.data.transforms import decode, eval_transform
+from proxynca_jax.data.transforms import eval_transform, load_image
 from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import integer
@@ -113,7 +113,7 @@ def draw(rows: Sequence[Row], evaluation: Evaluation, data: DataConfig, caption:
         pen.text((left, top + LINE // 2), text, fill=colour, font=font, anchor=anchor)
 
     def put(split: Split, image: int, left: int, top: int, colour: str, text: str) -> None:
-        pixels = eval_transform(decode(split.images[image], split.names[image]), shown)
+        pixels = eval_transform(load_image(split, image), shown)
         canvas.paste(Image.fromarray(pixels), (left, top))
         pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=colour, width=FRAME)
         write(left + TILE // 2, top + TILE, text, colour, "mm")
