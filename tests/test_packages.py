@@ -112,9 +112,10 @@ def test_a_damaged_converted_file_is_made_again(filled, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(filled))
     (file,) = (filled / "proxynca_jax" / "weights").iterdir()
     content = file.read_bytes()
-    changed = bytearray(content)
-    changed[-1] ^= 1  # in the last tensor, where safetensors has no checksum
-    for damaged in (bytes(changed), content[:1000], b""):
+    changed = content[:-1] + bytes([content[-1] ^ 1])  # in the last tensor, where safetensors has no checksum
+    metadata = [content.replace(word, word[::-1], 1) for word in (b"preprocessing", b'{\\"backbone', b"efficientnet")]
+    for damaged in (changed, *metadata, content[:1000], b""):
+        assert damaged != content
         file.write_bytes(damaged)
         assert read_package(NAME).origin.endswith(f"converted into {file}")
         assert file.read_bytes() == content

@@ -52,6 +52,8 @@ def test_entries_in_entries_are_opened(tmp_path):
     found = read({"state_dict": {"model": {"net": numbered(1)}, "step": 4}}, tmp_path)
     assert value(found) == 1
     assert len(found.notes) == 3
+    found = read({"state_dict": {"model": numbered(1), "ema": numbered(2)}}, tmp_path)
+    assert found.notes[-1] == "left out: 'ema'."  # --entry is of the top level
 
 
 @pytest.mark.parametrize("average", ["ema", "model_ema", "shadow"])

@@ -132,14 +132,17 @@ def read(path: pathlib.Path) -> Converted:
         raise UserError(f"{error} {CONVERT_FIRST}") from error
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a converted weights file. {CONVERT_FIRST}")
-    about = json.loads(metadata[METADATA_KEY])
-    name = about.get("backbone", BACKBONE_OF_VERSION_0_1)
+    try:
+        about = json.loads(metadata[METADATA_KEY])
+        name, source = str(about.get("backbone", BACKBONE_OF_VERSION_0_1)), dict(about.get("source", {}))
+        found = SINCE_VERSION_0_1 | dict(about["preprocessing"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: what it says of its weights cannot be read. {CONVERT_FIRST}") from error
     backbone = look_up(BACKBONES, name, f"the backbone of the weights in {path}")
-    found = SINCE_VERSION_0_1 | about["preprocessing"]
     required = json.loads(json.dumps(dataclasses.asdict(backbone.preprocessing)))
     if found != required:
         raise UserError(
             f"the weights in {path} expect images as {found}, this version prepares them as {required}. "
             "Convert the PyTorch file again with this version."
         )
-    return Converted(name, tensors, about.get("source", {}), f"the weights in {path}")
+    return Converted(name, tensors, source, f"the weights in {path}")

@@ -79,7 +79,7 @@ def read_package(backbone: str) -> Converted:
     cached = folder / "weights" / f"{backbone}-{found[:8]}-{__version__}.safetensors"
     try:
         return _read_cached(cached)._replace(origin=f"{about}, converted before into {cached}")
-    except UserError:  # it is missing or damaged
+    except (UserError, OSError):  # it is missing, damaged or not readable
         tensors = _convert(content, path, backbone)
     try:
         converted_file.write(cached, backbone, tensors, source=source | {"tensors_sha256": _digest(tensors)})

@@ -33,8 +33,8 @@ def read_state_dict(path: pathlib.Path, entry: str | None = None) -> StateDict:
 
     Args:
         path: a `.pt` or `.pth` file in either of PyTorch's formats, or `.safetensors`.
-        entry: the entry of the checkpoint that contains the state dict. By default the first of `WRAPPERS` and then of
-            `AVERAGES` that there is.
+        entry: the entry at the top of the checkpoint that contains the state dict. By default the first of `WRAPPERS`,
+            then of `AVERAGES`, that there is.
 
     Returns:
         The state dict, without the prefixes that all of its keys have. It has not been compared with any network.
@@ -77,7 +77,7 @@ def _state_dict(content: bytes, loaded: Any, path: pathlib.Path, entry: str | No
     others = [f"{key} ({type(value).__name__})" for key, value in state.items() if not isinstance(value, Tensor)]
     fault = f"{path} has no state dict, bare or under {' or '.join(map(repr, WRAPPERS))}: "
     fault += list_names("not a tensor", others) if others else "it is empty"
-    usable = [key for key, value in state.items() if _is_state_dict(value)]
+    usable = [key for key, value in state.items() if _is_state_dict(value) and not notes]  # --entry is of the top level
     raise UserError(f"{fault}. Choose an entry with --entry {' or '.join(usable)}." if usable else f"{fault}.")
 
 
@@ -98,7 +98,8 @@ def _unwrap(loaded: Any, path: pathlib.Path, entry: str | None) -> tuple[dict[st
         left_out = [name for name, value in loaded.items() if name in wrappers or _is_state_dict(value)]
         if others := [name for name in left_out if name != chosen]:
             copies = ", ".join(map(repr, others))
-            notes.append(f"left out: {copies}. To take {others[0]!r} instead, add --entry {others[0]}.")
+            advice = "" if depth else f" To take {others[0]!r} instead, add --entry {others[0]}."
+            notes.append(f"left out: {copies}.{advice}")
         loaded, entry = loaded[chosen], None
     return loaded, notes
 
