@@ -71,10 +71,10 @@ class DataConfig:
     """Which images, and how they become pixels."""
 
     dataset: str = "cub"  # one of data.datasets.DATASETS
-    root: str = ""  # the data set's directory; glyphs needs none
-    eval_fraction: float = 0.5  # folder, glyphs: fraction of the classes to evaluate on
-    split_seed: int = 0  # folder, glyphs: chooses these classes
-    eval_classes_file: str = ""  # folder: lists the evaluation classes, one a line; replaces fraction and seed
+    root: str = ""  # the data set's directory, or the table's file; glyphs needs none
+    eval_fraction: float = 0.5  # folder, table, glyphs: fraction of the classes to evaluate on
+    split_seed: int = 0  # folder, table, glyphs: chooses these classes
+    eval_classes_file: str = ""  # folder, table: lists the evaluation classes, one a line; replaces fraction and seed
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
     crop_area_min: float = 0.08  # smallest area of a training crop, as a fraction of the image's

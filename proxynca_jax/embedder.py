@@ -20,7 +20,7 @@ from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.models import BACKBONES
-from proxynca_jax.models.network import Variables, abstract_network
+from proxynca_jax.models.network import Variables, abstract_network, init_network
 from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
@@ -58,6 +58,23 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
     options = steps.compiler_options(jax.default_backend(), graphs=graphs)
     embed_step = steps.make_embed_step(graph, layout, options=options)
     return TrainedNetwork(embed_step, variables), config, step
+
+
+def before_training(network: TrainedNetwork, config: TrainConfig) -> TrainedNetwork:
+    """Returns a run's network with the arrays of step 0, which the run's first record scores.
+
+    Args:
+        network: of the run, at any step. Its programs are used, so nothing compiles again.
+        config: of the run: its seed and, if it did not start from random weights, its weights.
+
+    Raises:
+        UserError: if the weights are not there any more, or do not fit.
+    """
+    # As `steps.init_state` does: the network takes the generator's first numbers, the proxies the next.
+    _, variables = init_network(config.model, np.random.default_rng(config.seed))
+    if config.model.weights:
+        variables = fill(variables, read_weights(config.model.weights), config.model.backbone)
+    return network._replace(variables=Layout().place(variables))
 
 
 def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[TrainedNetwork, TrainConfig]:

@@ -12,7 +12,7 @@ import trees
 
 from proxynca_jax import embed, evaluate, train
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
-from proxynca_jax.data import evaluation_images, pipeline
+from proxynca_jax.data import evaluation_images, transforms
 from proxynca_jax.data.datasets import DATASETS, DataSetSource, load_dataset
 from proxynca_jax.data.datasets.class_folders import read_class_folders
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE, choose_place
@@ -112,7 +112,7 @@ def test_queries_and_gallery_are_kept_alike_and_score_the_same(root, run, tmp_pa
             names.append(name)
         return decode(image, name)
 
-    monkeypatch.setattr(pipeline, "decode", decode_and_note)
+    monkeypatch.setattr(transforms, "decode", decode_and_note)
     monkeypatch.setattr(train, "choose_place", lambda *_: (place, place))
     config = config_of(root)
     config.data.cache = str(tmp_path / "cache") if place == CACHE else ""

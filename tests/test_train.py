@@ -18,7 +18,7 @@ from convert.bn_inception import from_state_dict
 from proxynca_jax import steps, train
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from proxynca_jax.data import pipeline
+from proxynca_jax.data import transforms
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE
 from proxynca_jax.data.resident import crops
@@ -181,7 +181,7 @@ def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
             names.append(name)
         return decode(image, name)
 
-    monkeypatch.setattr(pipeline, "decode", decode_and_note)
+    monkeypatch.setattr(transforms, "decode", decode_and_note)
     monkeypatch.setattr(train, "choose_place", lambda *_: (place, f"evaluation images: {place}"))
     config = small(root)
     config.data.cache = str(tmp_path / "cache") if place == CACHE else ""

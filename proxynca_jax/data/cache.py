@@ -73,8 +73,8 @@ def require_cache(config: DataConfig) -> None:
 def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[], None] = never) -> Split:
     """Replaces the images of a split by those of a file in `config.cache`. Writes the file if it is missing.
 
-    The file's name depends on the names and order of the images, and on `max_side` or the two sizes of crops. So one
-    folder serves any number of data sets and settings. Images that change but keep their names are not noticed.
+    The file's name depends on the names, boxes and order of the images, and on `max_side` or the two sizes of crops. So
+    one folder serves any number of data sets and settings. Images that change but keep their names are not noticed.
 
     Args:
         split: The images.
@@ -86,7 +86,7 @@ def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[
         UserError: If array-record is missing, an image cannot be decoded, or the file cannot be written or read.
     """
     make = functools.partial(whole_images, split, config, max_side=max_side)
-    return dataclasses.replace(split, images=_cached_images(make, str(max_side), split, config, check))
+    return dataclasses.replace(split, images=_cached_images(make, str(max_side), split, config, check), boxes=None)
 
 
 def cached_crops(split: Split, config: DataConfig, check: Callable[[], None] = never) -> Split:
@@ -102,7 +102,8 @@ def cached_crops(split: Split, config: DataConfig, check: Callable[[], None] = n
     """
     make = functools.partial(evaluation_crops, split, config)
     sizes = f"{config.resize_size} {config.image_size}"
-    return dataclasses.replace(split, images=_cached_images(make, sizes, split, config, check), cropped=True)
+    images = _cached_images(make, sizes, split, config, check)
+    return dataclasses.replace(split, images=images, boxes=None, cropped=True)
 
 
 def _cached_images(
@@ -123,7 +124,8 @@ def _cached_images(
     """
     require_cache(config)
     folder = pathlib.Path(config.cache).expanduser()
-    identity = "\0".join([str(FORMAT), made_as, *split.names])
+    boxes = [] if split.boxes is None else [str(split.boxes.tolist())]
+    identity = "\0".join([str(FORMAT), made_as, *split.names, *boxes])
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.array_record"
     images = len(split.labels)
     if not path.exists():

@@ -41,7 +41,10 @@ def read_image(path: Path) -> bytes:
 
 
 def file_split(
-    paths: Sequence[Path], labels: Sequence[int] | Int[np.ndarray, " N"], class_names: Sequence[str]
+    paths: Sequence[Path],
+    labels: Sequence[int] | Int[np.ndarray, " N"],
+    class_names: Sequence[str],
+    boxes: Sequence[tuple[int, int, int, int]] | None = None,
 ) -> Split:
     """Makes a split of image files.
 
@@ -49,12 +52,14 @@ def file_split(
         paths: N image files.
         labels: The class of each, from 0.
         class_names: C names.
+        boxes: N, or None: as in `Split`.
     """
     return Split(
         images=FileImages(paths),
         names=[str(path) for path in paths],
         labels=np.asarray(labels, np.int32),
         class_names=tuple(class_names),
+        boxes=None if boxes is None else np.asarray(boxes, np.int32),
     )
 
 

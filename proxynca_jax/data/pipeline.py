@@ -20,7 +20,7 @@ from jaxtyping import Int
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.order import WHOLE, padded, place_in_epoch, share_of_rows, shuffled_epoch
 from proxynca_jax.data.split import Split
-from proxynca_jax.data.transforms import Pixels, decode, draw_crop, eval_transform, shrink, train_transform
+from proxynca_jax.data.transforms import Pixels, draw_crop, eval_transform, load_image, shrink, train_transform
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
@@ -60,7 +60,7 @@ def training_batches(
     """
 
     def load(index: int, rng: np.random.Generator) -> Example:
-        image = shrink(decode(split.images[index], split.names[index]), config.max_side)
+        image = shrink(load_image(split, index), config.max_side)
         return {"image": train_transform(image, config, rng), "label": split.labels[index]}
 
     images = len(split.labels)
@@ -151,7 +151,7 @@ def whole_images(split: Split, config: DataConfig, *, max_side: int) -> Generato
     """
 
     def load(index: int) -> Pixels:
-        return shrink(decode(split.images[index], split.names[index]), max_side)
+        return shrink(load_image(split, index), max_side)
 
     return _one_by_one(load, split, config)
 
@@ -166,7 +166,7 @@ def evaluation_crops(split: Split, config: DataConfig) -> Generator[Pixels, None
 
 
 def _evaluation_crop(split: Split, config: DataConfig, index: int) -> Pixels:
-    image = decode(split.images[index], split.names[index])
+    image = load_image(split, index)
     return image if split.cropped else eval_transform(image, config)
 
 

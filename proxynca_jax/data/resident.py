@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.pipeline import whole_images
 from proxynca_jax.data.split import Split
-from proxynca_jax.data.transforms import image_size, shrunk_size
+from proxynca_jax.data.transforms import loaded_size, shrunk_size
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.free_memory import free_on_device, free_on_host
 from proxynca_jax.machine.interrupt import never
@@ -46,8 +46,8 @@ def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[],
     Raises:
         UserError: If the images do not fit, before any is decoded, or if one cannot be decoded.
     """
-    headers = (image_size(split.images[row], name) for row, name in enumerate(split.names))
-    sizes = np.array([shrunk_size(*size, config.max_side) for size in headers])
+    loaded = (loaded_size(split, row) for row in range(len(split.labels)))
+    sizes = np.array([shrunk_size(*size, config.max_side) for size in loaded])
     height, width = sizes.max(0).tolist()
     images = len(sizes)
     places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # all uploads have the same shape

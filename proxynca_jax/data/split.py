@@ -21,6 +21,9 @@ class Split:
     labels: Int32[np.ndarray, " N"]  # 0 .. C-1
     class_names: tuple[str, ...]  # C
     cropped: bool = False  # whether `transforms.eval_transform` has been applied to the images
+    # The part of each image to use: top, left, height and width in pixels, as `transforms.Box`. A height of 0: all of
+    # it. None: all of every image. `transforms.load_image` cuts the boxes out.
+    boxes: Int32[np.ndarray, "N 4"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +92,28 @@ def divide(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> tuple[Split, Spl
         if chosen.sum() < 2:
             raise UserError(
                 f"{chosen.sum()} of {len(chosen)} classes are for {part}; training and evaluation need at least 2 "
-                "each. Add classes, or change data.eval_fraction or data.eval_classes_file if the data set is a folder."
+                "each. Add classes or, if the data set is a folder or a table without splits, change "
+                "data.eval_fraction or data.eval_classes_file."
             )
     return _select(whole, ~evaluation), _select(whole, evaluation)
 
 
 def _select(whole: Split, chosen: Bool[np.ndarray, " C"]) -> Split:
-    rows = np.flatnonzero(chosen[whole.labels])
+    part = take(whole, chosen[whole.labels])
     new_label = np.cumsum(chosen, dtype=np.int32) - 1
-    return Split(
-        images=_SelectedImages(whole.images, rows),
-        names=[whole.names[row] for row in rows.tolist()],
-        labels=new_label[whole.labels[rows]],
-        class_names=tuple(itertools.compress(whole.class_names, chosen)),
+    class_names = tuple(itertools.compress(whole.class_names, chosen))
+    return dataclasses.replace(part, labels=new_label[part.labels], class_names=class_names)
+
+
+def take(split: Split, chosen: Bool[np.ndarray, " N"]) -> Split:
+    """Returns the chosen images of a split in their order. The classes keep their numbers."""
+    rows = np.flatnonzero(chosen)
+    return dataclasses.replace(
+        split,
+        images=_SelectedImages(split.images, rows),
+        names=[split.names[row] for row in rows.tolist()],
+        labels=split.labels[rows],
+        boxes=None if split.boxes is None else split.boxes[rows],
     )
 
 

@@ -7,6 +7,7 @@ Channel order and mean belong to the model.
 import contextlib
 import io
 import math
+import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import simplejpeg
 from jaxtyping import UInt8
 
 from proxynca_jax.config import DataConfig
-from proxynca_jax.data.split import Image
+from proxynca_jax.data.split import Image, Split
 from proxynca_jax.errors import UserError
 
 CROP_TRIES = 10
@@ -31,6 +32,50 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+    def require_inside(self, height: int, width: int, name: str) -> None:
+        """Checks that the box is part of an image.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            name: The image's name in the error.
+
+        Raises:
+            UserError: If it is empty, or not inside of the image.
+        """
+        rows, columns = self.top + self.height, self.left + self.width
+        if not (0 <= self.top < rows <= height and 0 <= self.left < columns <= width):
+            raise UserError(
+                f"{name}: the box x={self.left} y={self.top} w={self.width} h={self.height} is not inside of the "
+                f"image, which has {width} x {height} pixels (width x height, as stored)."
+            )
+
+
+def load_image(split: Split, index: int) -> Pixels:
+    """Decodes an image of a split and, if it has a box, cuts that out. All images of splits are decoded here.
+
+    Raises:
+        UserError: If the content is truncated or not an image, or if the box is not inside of it.
+    """
+    name = split.names[index]
+    image, box = decode(split.images[index], name), _box(split, index)
+    if box is None:
+        return image
+    height, width, _ = image.shape
+    box.require_inside(height, width, name)
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def loaded_size(split: Split, index: int) -> tuple[int, int]:
+    """Returns height and width, in pixels, of what `load_image` returns, without decoding it."""
+    box = _box(split, index)
+    return image_size(split.images[index], split.names[index]) if box is None else (box.height, box.width)
+
+
+def _box(split: Split, index: int) -> Box | None:
+    box = None if split.boxes is None else Box(*split.boxes[index].tolist())
+    return box if box and box.height else None
 
 
 def decode(image: Image, name: str) -> Pixels:
@@ -64,11 +109,11 @@ def to_rgb(image: PIL.Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def image_size(image: Image, name: str) -> tuple[int, int]:
+def image_size(image: Image | pathlib.Path, name: str) -> tuple[int, int]:
     """Returns height and width in pixels. Of a file, it reads only the header.
 
     Args:
-        image: As for `decode`.
+        image: As for `decode`, or a file's path.
         name: As for `decode`.
 
     Raises:
@@ -96,15 +141,16 @@ def _decode_jpeg(content: bytes) -> Pixels | None:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes, name: str) -> Iterator[PIL.Image.Image]:
+def _opened(content: bytes | pathlib.Path, name: str) -> Iterator[PIL.Image.Image]:
     """Opens an image file with Pillow and converts its errors into UserErrors."""
     try:
-        with PIL.Image.open(io.BytesIO(content)) as file:
+        with PIL.Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             yield file
     except Exception as error:  # every format's decoder raises its own: OSError, SyntaxError, struct.error, ...
         fault = "no image format that Pillow knows" if isinstance(error, PIL.UnidentifiedImageError) else error
+        what = f"these {len(content)} bytes" if isinstance(content, bytes) else "this file"
         raise UserError(
-            f"{name}: cannot decode these {len(content)} bytes as an image ({fault}). "
+            f"{name}: cannot decode {what} as an image ({fault}). "
             "The file is damaged or not an image: fetch it again, or remove it from the data set."
         ) from error
 

@@ -25,14 +25,21 @@ def read(root: Path, config: DataConfig) -> DataSet:
         UserError: If there are no class folders, or the list cannot be read or names a class that has no folder.
     """
     whole = read_class_folders(root, LAYOUT)
+    return divide_by_class(whole, evaluation_classes(whole.class_names, config))
+
+
+def evaluation_classes(class_names: tuple[str, ...], config: DataConfig) -> Bool[np.ndarray, " C"]:
+    """Marks the classes that `eval_classes_file` lists or, without it, a random fraction of them.
+
+    Raises:
+        UserError: If the list cannot be read or names another class.
+    """
     if config.eval_classes_file:
-        evaluation = _listed_classes(Path(config.eval_classes_file).expanduser(), whole.class_names, root)
-    else:
-        evaluation = random_classes(len(whole.class_names), config.eval_fraction, config.split_seed)
-    return divide_by_class(whole, evaluation)
+        return _listed_classes(Path(config.eval_classes_file).expanduser(), class_names, config.root)
+    return random_classes(len(class_names), config.eval_fraction, config.split_seed)
 
 
-def _listed_classes(path: Path, class_names: tuple[str, ...], root: Path) -> Bool[np.ndarray, " C"]:
+def _listed_classes(path: Path, class_names: tuple[str, ...], root: str) -> Bool[np.ndarray, " C"]:
     """Marks the classes that a file lists, one a line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -42,7 +49,7 @@ def _listed_classes(path: Path, class_names: tuple[str, ...], root: Path) -> Boo
     unknown = sorted(chosen - set(class_names))
     if unknown:
         raise UserError(
-            f"{path} names {len(unknown)} classes that have no folder in {root}, the first is {unknown[0]!r}: "
+            f"{path} names {len(unknown)} classes that are not in {root}, the first is {unknown[0]!r}: "
             f"{nearest(unknown[0], class_names)}"
         )
     return np.array([name in chosen for name in class_names])
