@@ -33,13 +33,14 @@ import torch
 from matplotlib import pyplot
 
 from benchmarks.torch_training import make_adam, proxy_nca
-from convert.bn_inception import BN_INCEPTION, from_state_dict
+from convert.bn_inception import from_state_dict
 from proxynca_jax import steps
 from proxynca_jax.config import DataConfig, LossConfig, ModelConfig, OptimConfig
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.pipeline import Batch, training_batches
 from proxynca_jax.optim import make_optimizer
-from proxynca_jax.weights import flatten
+from proxynca_jax.weights import NAMES
+from proxynca_jax.weights.converted_file import flatten
 
 EPOCH_STEPS = 10
 SETTINGS = {  # loss, optimiser, classes
@@ -66,7 +67,7 @@ def torch_losses(
     optimizer = make_optimizer(optim, steps_per_epoch=EPOCH_STEPS)
     _, state = steps.init_state(ModelConfig(), optimizer, classes=classes, seed=0)
     leaves = flatten(state.network()._asdict())
-    converted = dict(BN_INCEPTION.to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
+    converted = dict(NAMES["bn_inception"].to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items())
     network = from_state_dict({key: torch.tensor(value) for key, value in converted.items()}).to(dtype)
     proxies = torch.tensor(np.asarray(state.params["proxies"]), dtype=dtype, requires_grad=True)
     adam = make_adam(network, proxies, optim)

@@ -1,4 +1,4 @@
-"""BN-Inception: the names of its weights, and the PyTorch network that they are written for."""
+"""The PyTorch network that BN-Inception's weights are written for."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,26 +7,9 @@ from jaxtyping import Float, UInt8
 from torch import nn
 from torch.nn import functional
 
-from convert.converter import IO_FROM_OI, OHWI_FROM_OIHW, Converter, Rule
 from proxynca_jax.models import bn_inception
 from proxynca_jax.models.batch_norm import EPSILON
 from proxynca_jax.models.bn_inception import BLOCKS, FEATURES, layers
-
-# Both networks name their layers alike, so the last word of a key decides almost everything.
-RULES = (
-    Rule("*_bn.weight", "params/backbone/*_bn/scale"),
-    Rule("*_bn.bias", "params/backbone/*_bn/bias"),
-    Rule("*_bn.running_mean", "batch_stats/backbone/*_bn/mean"),
-    Rule("*_bn.running_var", "batch_stats/backbone/*_bn/var"),
-    Rule("*_bn.num_batches_tracked", "torch/*_bn/num_batches_tracked"),
-    Rule("last_linear.weight", "torch/last_linear/weight"),
-    Rule("last_linear.bias", "torch/last_linear/bias"),
-    Rule("embedding_layer.weight", "params/embedding_layer/kernel", IO_FROM_OI),
-    Rule("embedding_layer.bias", "params/embedding_layer/bias"),
-    Rule("*.weight", "params/backbone/*/kernel", OHWI_FROM_OIHW),
-    Rule("*.bias", "params/backbone/*/bias"),
-)
-HEADS = {"last_linear": 1000, "embedding_layer": None}  # the classifier of ImageNet, and what replaces it in training
 
 Stage = tuple[str, Float[torch.Tensor, "batch ..."]]
 
@@ -36,7 +19,7 @@ class TorchBNInception(nn.Module):
 
     def __init__(self, heads: Mapping[str, int]):
         """Args:
-        heads: widths of the linear layers on the features, by name, one or more of `HEADS`.
+        heads: widths of the linear layers on the features, by name: `last_linear`, `embedding_layer`, both or none.
         """
         super().__init__()
         for layer in layers():
@@ -94,14 +77,7 @@ class TorchBNInception(nn.Module):
 
 def from_state_dict(state: Mapping[str, torch.Tensor]) -> TorchBNInception:
     """Builds the network with the heads that `state` has, and loads `state` with `strict=True`."""
-    network = TorchBNInception({head: len(state[f"{head}.bias"]) for head in HEADS if f"{head}.bias" in state})
+    heads = ("last_linear", "embedding_layer")
+    network = TorchBNInception({head: len(state[f"{head}.bias"]) for head in heads if f"{head}.bias" in state})
     network.load_state_dict(state, strict=True)
     return network
-
-
-BN_INCEPTION = Converter(
-    rules=RULES,
-    heads=HEADS,
-    twin=from_state_dict,
-    published_blob_id="368e1ea536e18064a9a084dbcf9fc4ac98b62fcf",  # net/bn_inception_weights_pt04.pt of the reference
-)

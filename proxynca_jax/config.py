@@ -92,7 +92,7 @@ class ModelConfig:
     """The embedding network."""
 
     backbone: str = "bn_inception"  # one of models.BACKBONES; it decides which data.image_size fits
-    weights: str = ""  # converted weights to start from, a file that `python -m convert` wrote; empty: random ones
+    weights: str = ""  # to start from: a converted file, or a key of weights.packages.PACKAGES; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
     compute_dtype: str = "float32"  # one of COMPUTE_DTYPES, the arithmetic of convolutions: see machine/precision.py

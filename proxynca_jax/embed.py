@@ -2,8 +2,10 @@
 
     python -m proxynca_jax.embed --run runs/cars --split test --output cars.parquet
     python -m proxynca_jax.embed --run runs/cars --images /data/photographs --output photographs.npz
+    python -m proxynca_jax.embed --run efficientnet_lite0 --images /data/photographs --output photographs.npz
 
-A run's data set has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
+With `--images`, `--run` may also be weights: a converted file, or the name of a package's weights. A run's data set
+has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
 
 The file contains embeddings, paths and, of a split, labels, as `embedding_files` describes. It replaces a file of the
 same name once it is complete, so an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
@@ -25,7 +27,7 @@ from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages
 from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import DataSet, Split
-from proxynca_jax.embedder import embed_batches, load_network
+from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
@@ -35,6 +37,7 @@ from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
+from proxynca_jax.weights.pretrained import are_weights
 
 SPLITS = ("train", "test", "gallery")  # train contains the classes of the validation protocol, too
 
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m proxynca_jax.embed", description="Writes the embeddings of images to a file."
     )
-    parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run")
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run, or weights")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="which of its states (default: best)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--split", choices=SPLITS, help="embed these images of the run's data set")
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     check_output(options.output)
-    network, config, step = load_network(options.run, options.checkpoint, graphs=not options.no_graphs)
+    network, config, origin = _load(options)
     dataset = None
     if options.images:
         split, labels = _find_images(options.images), None
@@ -77,14 +80,12 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     contents = Contents(
         paths=split.names,
         labels=labels,
-        dim=config.model.embedding_dim,
+        dim=embedding_width(config),
         about={
-            "run": str(options.run.absolute()),
-            "checkpoint": options.checkpoint,
-            "step": step,
+            **origin,
             "images": str(options.images or f"{options.split} classes of {config.data.dataset}"),
             "class_names": split.class_names,
-            "dimensions": config.model.embedding_dim,
+            "dimensions": embedding_width(config),
             "compute_dtype": computed_in(config.model.compute_dtype),
             "backbone": config.model.backbone,
             "preprocessing": _preprocessing(config),
@@ -96,6 +97,17 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     print(f"{options.output}: {len(split.names):,} embeddings of {contents.dim} dimensions")
     if dataset is not None:
         print(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
+
+
+def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dict[str, Any]]:
+    """Reads the network of a run or of weights, its configuration, and where it comes from."""
+    graphs = not options.no_graphs
+    if are_weights(options.run):
+        if options.split:
+            raise UserError(f"{options.run} are weights, which have no data set. Name a folder with --images.")
+        return *load_weights(options.run, graphs=graphs), {"weights": str(options.run)}
+    network, config, step = load_network(options.run, options.checkpoint, graphs=graphs)
+    return network, config, {"run": str(options.run.absolute()), "checkpoint": options.checkpoint, "step": step}
 
 
 def _choose_split(dataset: DataSet, name: str, config: TrainConfig) -> Split:

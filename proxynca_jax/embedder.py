@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from tqdm import tqdm
 
-from proxynca_jax import steps, weights
+from proxynca_jax import steps
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_source
 from proxynca_jax.data.given_images import GivenImage, given_split
@@ -24,6 +24,7 @@ from proxynca_jax.models.network import Variables, abstract_network, init_networ
 from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
+from proxynca_jax.weights.pretrained import are_weights, fill, read_weights
 
 
 class TrainedNetwork(NamedTuple):
@@ -64,42 +65,49 @@ def before_training(network: TrainedNetwork, config: TrainConfig) -> TrainedNetw
 
     Args:
         network: of the run, at any step. Its programs are used, so nothing compiles again.
-        config: of the run: its seed and, if it did not start from random weights, its weights file.
+        config: of the run: its seed and, if it did not start from random weights, its weights.
 
     Raises:
-        UserError: if the weights file is not there any more, or does not fit.
+        UserError: if the weights are not there any more, or do not fit.
     """
     # As `steps.init_state` does: the network takes the generator's first numbers, the proxies the next.
     _, variables = init_network(config.model, np.random.default_rng(config.seed))
     if config.model.weights:
-        variables = weights.load_pretrained(config.model.weights, variables, config.model.backbone)
+        variables = fill(variables, read_weights(config.model.weights), config.model.backbone)
     return network._replace(variables=Layout().place(variables))
 
 
-def load_converted(path: pathlib.Path) -> tuple[TrainedNetwork, TrainConfig]:
-    """Reads a converted weights file as a network.
+def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[TrainedNetwork, TrainConfig]:
+    """Reads weights as a network.
 
     Args:
-        path: of the file. Without an embedding layer, as with weights from ImageNet, the network's vectors are the
-            backbone's features.
+        path: as for `read_weights`. Without an embedding layer, as with weights from ImageNet, the network's vectors
+            are the backbone's features.
+        graphs: as for `steps.compiler_options`.
 
     Returns:
         The network, and a configuration with its backbone's sizes.
 
     Raises:
-        UserError: if it is no such file.
+        UserError: as for `read_weights`.
     """
-    converted = weights.read(path)
+    weights = read_weights(path)
     config = TrainConfig()
-    kernel = converted.tensors.get("params/embedding_layer/kernel")
-    config.model.backbone = converted.backbone
+    kernel = weights.tensors.get("params/embedding_layer/kernel")
+    config.model.backbone, config.model.weights = weights.backbone, os.fspath(path)
     config.model.embedding_dim = 0 if kernel is None else kernel.shape[1]
-    preprocessing = BACKBONES[converted.backbone].preprocessing
+    preprocessing = BACKBONES[weights.backbone].preprocessing
     config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
     graph, shapes = abstract_network(config.model)
     layout = Layout()
-    variables = layout.place(weights.load_pretrained(path, shapes, converted.backbone))
-    return TrainedNetwork(steps.make_embed_step(graph, layout), variables), config
+    variables = layout.place(fill(shapes, weights, weights.backbone))
+    options = steps.compiler_options(jax.default_backend(), graphs=graphs)
+    return TrainedNetwork(steps.make_embed_step(graph, layout, options=options), variables), config
+
+
+def embedding_width(config: TrainConfig) -> int:
+    """Returns D, the width of a network's vectors: without an embedding layer, that of its features."""
+    return config.model.embedding_dim or BACKBONES[config.model.backbone].features
 
 
 def embed_batches(
@@ -175,16 +183,17 @@ class Embedder:
         """Reads a network.
 
         Args:
-            path: a run's folder, or a converted weights file. If that has no embedding layer, as ImageNet's weights do
-                not, vectors are the backbone's features.
+            path: a run's folder, a converted weights file, or the name of a package's weights, such as
+                "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not, vectors are the
+                backbone's features.
             checkpoint: of a run: "best" or "latest".
 
         Raises:
-            UserError: if it is neither, or the run has no such checkpoint.
+            UserError: if it is none of them, or the run has no such checkpoint.
         """
         path = pathlib.Path(path).expanduser()
-        if path.is_file():
-            return cls(*load_converted(path))
+        if are_weights(path):
+            return cls(*load_weights(path))
         if checkpoint not in KINDS:
             raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
         network, config, _ = load_network(path, checkpoint)
@@ -193,7 +202,7 @@ class Embedder:
     @property
     def dim(self) -> int:
         """D, the width of a vector."""
-        return self._config.model.embedding_dim or BACKBONES[self._config.model.backbone].features
+        return embedding_width(self._config)
 
     def embed(self, images: Iterable[GivenImage], *, progress: bool = False) -> Float32[np.ndarray, "N D"]:
         """Embeds images of any size.

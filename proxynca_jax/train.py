@@ -52,7 +52,7 @@ from proxynca_jax.runs.log import MetricLog, Record
 from proxynca_jax.scores import describe_scores, score
 from proxynca_jax.sharding import Layout
 from proxynca_jax.training_options import parse
-from proxynca_jax.weights import load_pretrained
+from proxynca_jax.weights.pretrained import fill, read_weights
 
 EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
 REFERENCE_DATASETS = ("cub", "cars", "sop")
@@ -181,9 +181,9 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     )
     start = None
     if config.model.weights:
-        loaded = load_pretrained(config.model.weights, state.network(), config.model.backbone)
-        state = state.with_network(layout.place(loaded))
-        start = f"starting from the weights in {config.model.weights}"
+        weights = read_weights(config.model.weights)
+        state = state.with_network(layout.place(fill(state.network(), weights, config.model.backbone)))
+        start = f"starting from {weights.origin}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
     on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}

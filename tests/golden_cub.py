@@ -8,8 +8,8 @@ import zlib
 import jax
 import numpy as np
 
-from convert.bn_inception import BN_INCEPTION
 from proxynca_jax.models.network import Tree
+from proxynca_jax.weights import NAMES
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -56,7 +56,7 @@ def path_of(layer: str, leaf: str) -> str:
 
 def as_torch(layer: str, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     """Returns PyTorch's key of a leaf of the network, and the leaf in PyTorch's layout."""
-    return BN_INCEPTION.to_torch(path_of(layer, leaf), np.asarray(value))
+    return NAMES["bn_inception"].to_torch(path_of(layer, leaf), np.asarray(value))
 
 
 def fill(tree: Tree, stats: str = "stats/{}") -> Tree:
@@ -65,6 +65,6 @@ def fill(tree: Tree, stats: str = "stats/{}") -> Tree:
     def leaf(path: tuple, old: jax.Array) -> jax.Array:
         key, torch_layout = as_torch(path[-2].key, path[-1].key, np.asarray(old))
         made = golden()[stats.format(key)] if "running" in key else made_weight(key, torch_layout.shape)
-        return jax.numpy.array(BN_INCEPTION.to_flax(key, made)[1])
+        return jax.numpy.array(NAMES["bn_inception"].to_flax(key, made)[1])
 
     return jax.tree_util.tree_map_with_path(leaf, tree)

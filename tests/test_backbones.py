@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.converters import CONVERTERS
+from convert.twins import TWINS
 from proxynca_jax import steps, train
 from proxynca_jax.config import DataConfig, ModelConfig, TrainConfig
 from proxynca_jax.embedder import load_network
@@ -21,6 +21,8 @@ from proxynca_jax.models.network import abstract_network, init_network
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run, read_config
+from proxynca_jax.weights import NAMES
+from proxynca_jax.weights.packages import PACKAGES
 
 
 def test_one_pixel_of_bn_inception_worked_by_hand():
@@ -48,8 +50,9 @@ def test_the_reference_expects_these_pixels():
     }
 
 
-def test_converters_are_for_backbones():
-    assert CONVERTERS.keys() <= BACKBONES.keys()
+def test_names_twins_and_packages_are_of_backbones():
+    assert PACKAGES.keys() <= NAMES.keys() <= BACKBONES.keys()
+    assert TWINS.keys() <= NAMES.keys()
 
 
 @pytest.mark.parametrize("name", ["bn_inception", "tiny"])

@@ -15,16 +15,23 @@ import torch
 from golden_cub import fill, made_weight, state_dict
 
 from convert import __main__ as command
-from convert import torch_files
-from convert.bn_inception import BN_INCEPTION, from_state_dict
-from convert.converters import CONVERTERS
-from proxynca_jax import weights
+from convert.bn_inception import from_state_dict
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import Tree, Variables, init_network
+from proxynca_jax.weights import NAMES, converted_file
+from proxynca_jax.weights.pretrained import fill as fill_network
+from proxynca_jax.weights.pretrained import read_weights
+from proxynca_jax.weights.state_dict import git_blob_id, read_state_dict
 
 WIDTH = 64
+BN_INCEPTION = NAMES["bn_inception"]
+
+
+def load_pretrained(path: pathlib.Path | str, variables: Variables, backbone: str) -> Variables:
+    """What training does with `model.weights`."""
+    return fill_network(variables, read_weights(path), backbone)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,7 @@ def test_every_file_format_gives_the_golden_network(name, save, state, fresh, tm
     monkeypatch.chdir(tmp_path)
     save(state, pathlib.Path(name))
     command.main([name])
-    network, batch_stats = weights.load_pretrained("weights/bn_inception.safetensors", fresh, "bn_inception")
+    network, batch_stats = load_pretrained("weights/bn_inception.safetensors", fresh, "bn_inception")
     assert_trees_equal(network["backbone"], fill(fresh[0]["backbone"]))
     assert_trees_equal(network["embedding_layer"], fresh[0]["embedding_layer"])
     assert_trees_equal(batch_stats, fill(fresh[1]))
@@ -126,11 +133,11 @@ def test_round_trip_keeps_every_bit_and_loads_strictly(save, state, tmp_path):
 def test_trained_checkpoint_brings_its_embedding_layer(trained, fresh, tmp_path):
     save_data_parallel(trained, tmp_path / "trained.pt")
     command.main([str(tmp_path / "trained.pt"), "--output", str(tmp_path / "trained.safetensors")])
-    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", fresh, "bn_inception")
+    network, _ = load_pretrained(tmp_path / "trained.safetensors", fresh, "bn_inception")
     assert_trees_equal(network, fill(fresh[0]))
     narrow = fresh[0] | {"embedding_layer": jax.tree.map(lambda leaf: leaf[..., :8], fresh[0]["embedding_layer"])}
     start = Variables(narrow, fresh.batch_stats)
-    network, _ = weights.load_pretrained(tmp_path / "trained.safetensors", start, "bn_inception")
+    network, _ = load_pretrained(tmp_path / "trained.safetensors", start, "bn_inception")
     assert_trees_equal(network, fill(fresh[0]) | {"embedding_layer": narrow["embedding_layer"]})
 
 
@@ -143,9 +150,9 @@ def test_converting_twice_gives_the_same_bytes(converted, tmp_path):
 
 
 def test_preprocessing_and_provenance_travel(converted):
-    _, metadata = weights.read_safetensors(converted)
-    about = json.loads(metadata[weights.METADATA_KEY])
-    blob_id = torch_files.git_blob_id(converted.with_name("weights.pt"))
+    _, metadata = converted_file.read_safetensors(converted)
+    about = json.loads(metadata[converted_file.METADATA_KEY])
+    blob_id = git_blob_id(converted.with_name("weights.pt").read_bytes())
     assert about["backbone"] == "bn_inception"
     assert about["preprocessing"] == {
         "channel_order": "BGR",
@@ -158,14 +165,13 @@ def test_preprocessing_and_provenance_travel(converted):
     assert about["source"] == {"file": "weights.pt", "git_blob_id": blob_id}
 
 
-def test_reference_file_is_recognised_by_its_git_blob_id(converted, tmp_path, monkeypatch, capsys):
-    (tmp_path / "hello").write_bytes(b"hello\n")
-    assert torch_files.git_blob_id(tmp_path / "hello") == "ce013625030ba8dba906f756967f9e9ca394464a"
+def test_published_file_is_recognised_by_its_git_blob_id(converted, tmp_path, monkeypatch, capsys):
+    assert git_blob_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
     source = converted.with_name("weights.pt")
-    published = dataclasses.replace(BN_INCEPTION, published_blob_id=torch_files.git_blob_id(source))
-    monkeypatch.setitem(CONVERTERS, "bn_inception", published)
+    published = dataclasses.replace(BN_INCEPTION, published_blob_id=git_blob_id(source.read_bytes()))
+    monkeypatch.setitem(NAMES, "bn_inception", published)
     command.main([str(source), "--output", str(tmp_path / "out.safetensors")])
-    assert "the reference's file, recognised" in capsys.readouterr().out
+    assert "the published file, recognised" in capsys.readouterr().out
 
 
 def test_table_is_one_to_one():
@@ -239,25 +245,30 @@ def test_every_offender_is_listed(state, tmp_path):
     wrong = dict(state)
     del wrong["conv1_7x7_s2.bias"], wrong["last_linear.bias"]
     wrong["inception_3c_pool_proj.weight"] = torch.zeros(1)
-    wrong["conv2_3x3.weight"] = wrong["conv2_3x3.weight"].half()
+    wrong["conv2_3x3.weight"] = wrong["conv2_3x3.weight"].int()
     wrong["inception_3a_1x1.weight"] = wrong["inception_3a_1x1.weight"][:1]
     wrong["conv2_3x3.bias"] = torch.full((192,), torch.nan)
     torch.save(wrong, tmp_path / "wrong.pt")
     message = refusal(tmp_path / "wrong.pt")
     assert "missing (2): conv1_7x7_s2.bias, last_linear.bias\n" in message
     assert "unknown (1): inception_3c_pool_proj.weight\n" in message
-    assert "wrong (2): conv2_3x3.weight is float16 (192, 64, 3, 3) and must be float32" in message
+    assert "wrong (2): conv2_3x3.weight is int32 (192, 64, 3, 3) and must be float32" in message
     assert "inception_3a_1x1.weight is float32 (1, 192, 1, 1) and must be float32 (64, 192, 1, 1)\n" in message
     assert message.endswith("not finite (1): conv2_3x3.bias")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(torch.zeros(1), "holds a Tensor"), ({"net": {}, "epoch": 3}, r"net \(dict\), epoch \(int\)")]
+    ("content", "said"),
+    [
+        (torch.zeros(1), "contains a Tensor, not a state dict"),
+        ({"net": {}, "epoch": 3}, r"not a tensor \(2\): net \(dict\), epoch \(int\)"),
+        ({"generator": {"w": torch.zeros(1)}}, r"Choose an entry with --entry generator\."),
+    ],
 )
 def test_files_without_a_state_dict_are_refused(content, said, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match=said):
-        torch_files.read_state_dict(tmp_path / "other.pt")
+        read_state_dict(tmp_path / "other.pt")
 
 
 def test_mistakes_on_the_command_line(converted, tmp_path, capsys):
@@ -273,33 +284,40 @@ def test_mistakes_on_the_command_line(converted, tmp_path, capsys):
     assert "--help" in capsys.readouterr().err
 
 
-def test_missing_torch_names_the_extra(converted, monkeypatch):
+def test_missing_torch_names_the_extra(converted, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "pip install 'proxynca_jax[convert]'" in refusal(converted.with_name("weights.pt"))
     assert "pip install 'proxynca_jax[convert]'" in refusal("verify", converted, converted)
+    assert "pip install 'proxynca_jax[convert]'" in refusal("--to-torch", converted, tmp_path / "out.pt")
+
+
+def test_converting_needs_no_torch(converted, tmp_path):
+    program = "import sys; sys.modules['torch'] = None; from convert.__main__ import main; main(sys.argv[1:])"
+    words = [str(converted.with_name("weights.pt")), "--output", str(tmp_path / "again.safetensors")]
+    subprocess.run([sys.executable, "-c", program, *words], check=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == converted.read_bytes()
 
 
 def test_loader_refuses_other_files(converted, fresh, tmp_path, monkeypatch):
     safetensors.numpy.save_file({"weight": np.zeros(1)}, tmp_path / "other.safetensors")
     for path in (converted.with_name("weights.pt"), tmp_path / "other.safetensors", tmp_path / "nothing.safetensors"):
         with pytest.raises(UserError, match=r"python -m convert bn_inception_weights_pt04\.pt"):
-            weights.load_pretrained(path, fresh, "bn_inception")
+            load_pretrained(path, fresh, "bn_inception")
     backbone = BACKBONES["bn_inception"]
     rgb = dataclasses.replace(backbone.preprocessing, channel_order="RGB")
     monkeypatch.setitem(BACKBONES, "bn_inception", dataclasses.replace(backbone, preprocessing=rgb))
     with pytest.raises(UserError, match=r"'BGR'.*'RGB'"):
-        weights.load_pretrained(converted, fresh, "bn_inception")
+        load_pretrained(converted, fresh, "bn_inception")
 
 
 def test_loader_reads_files_of_version_0_1(converted, fresh, tmp_path):
-    tensors, metadata = weights.read_safetensors(converted)
-    about = json.loads(metadata[weights.METADATA_KEY])
+    tensors, metadata = converted_file.read_safetensors(converted)
+    about = json.loads(metadata[converted_file.METADATA_KEY])
     del about["backbone"]
     about["preprocessing"] = {"channel_order": "BGR", "mean": [104.0, 117.0, 128.0], "image_size": 227}
     older = tmp_path / "older.safetensors"
-    safetensors.numpy.save_file(tensors, older, {weights.METADATA_KEY: json.dumps(about)})
-    assert weights.read(older).backbone == "bn_inception"
-    network, _ = weights.load_pretrained(older, fresh, "bn_inception")
+    safetensors.numpy.save_file(tensors, older, {converted_file.METADATA_KEY: json.dumps(about)})
+    assert converted_file.read(older).backbone == "bn_inception"
+    network, _ = load_pretrained(older, fresh, "bn_inception")
     assert_trees_equal(network["backbone"], fill(fresh.params["backbone"]))
 
 
@@ -307,23 +325,25 @@ def test_loader_refuses_another_backbone(converted, fresh, tmp_path):
     with pytest.raises(
         UserError, match=r"of the backbone 'bn_inception', and model\.backbone is 'tiny'\. Set --config"
     ):
-        weights.load_pretrained(converted, fresh, "tiny")
-    tensors, metadata = weights.read_safetensors(converted)
-    about = json.loads(metadata[weights.METADATA_KEY]) | {"backbone": "bn_inceptoin"}
+        load_pretrained(converted, fresh, "tiny")
+    tensors, metadata = converted_file.read_safetensors(converted)
+    about = json.loads(metadata[converted_file.METADATA_KEY]) | {"backbone": "bn_inceptoin"}
     newer = tmp_path / "newer.safetensors"
-    safetensors.numpy.save_file(tensors, newer, {weights.METADATA_KEY: json.dumps(about)})
+    safetensors.numpy.save_file(tensors, newer, {converted_file.METADATA_KEY: json.dumps(about)})
     with pytest.raises(UserError, match=r"newer\.safetensors is 'bn_inceptoin': did you mean 'bn_inception'"):
-        weights.read(newer)
-    assert "--backbone is 'resnet50': Valid names: bn_inception." in refusal(converted, "--backbone", "resnet50")
+        converted_file.read(newer)
+    assert "--backbone is 'resnet50': Valid names: bn_inception, efficient" in refusal(
+        converted, "--backbone", "resnet50"
+    )
 
 
 def test_loader_lists_every_mismatch(converted, fresh, tmp_path):
-    tensors = weights.read(converted).tensors
+    tensors = converted_file.read(converted).tensors
     del tensors["params/backbone/conv1_7x7_s2/kernel"], tensors["batch_stats/backbone/conv2_3x3_bn/mean"]
     tensors["params/backbone/conv2_3x3/bias"] = np.zeros(3, np.float32)
     tensors["params/backbone/surplus/bias"] = np.zeros(3, np.float32)
-    weights.write(tmp_path / "wrong.safetensors", "bn_inception", tensors, source={})
+    converted_file.write(tmp_path / "wrong.safetensors", "bn_inception", tensors, source={})
     with pytest.raises(UserError) as error:
-        weights.load_pretrained(tmp_path / "wrong.safetensors", fresh, "bn_inception")
+        load_pretrained(tmp_path / "wrong.safetensors", fresh, "bn_inception")
     for offender in ("conv1_7x7_s2/kernel", "conv2_3x3_bn/mean", "conv2_3x3/bias is float32 (3,)", "surplus/bias"):
         assert offender in str(error.value)

@@ -10,7 +10,7 @@ import pytest
 import trees
 from PIL import Image
 
-from proxynca_jax import Embedder, embed, steps, weights
+from proxynca_jax import Embedder, embed, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from proxynca_jax.data.given_images import given_split
 from proxynca_jax.errors import UserError
@@ -18,6 +18,7 @@ from proxynca_jax.models.network import init_network
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
+from proxynca_jax.weights import converted_file
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +120,8 @@ def test_progress_is_shown_when_asked_for(run, images, capsys):
 def test_a_converted_weights_file(dim, images, tmp_path):
     config = ModelConfig(backbone="tiny", embedding_dim=dim)
     graph, variables = init_network(config, np.random.default_rng(3))
-    leaves = {name: np.asarray(leaf) for name, leaf in weights.flatten(variables._asdict()).items()}
-    weights.write(tmp_path / "w.safetensors", "tiny", leaves, source={})
+    leaves = {name: np.asarray(leaf) for name, leaf in converted_file.flatten(variables._asdict()).items()}
+    converted_file.write(tmp_path / "w.safetensors", "tiny", leaves, source={})
     embedder = Embedder.load(tmp_path / "w.safetensors")
     vectors = embedder.embed(images[:2])
     pixels = np.stack([np.asarray(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue")])

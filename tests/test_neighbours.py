@@ -8,7 +8,7 @@ import pytest
 import trees
 from PIL import Image
 
-from proxynca_jax import neighbours, steps, train, weights
+from proxynca_jax import neighbours, steps, train
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.embedder import before_training, embed, load_network
@@ -30,6 +30,7 @@ from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import MetricLog
+from proxynca_jax.weights import converted_file
 
 
 @pytest.fixture
@@ -153,8 +154,8 @@ def test_before_is_the_state_of_the_runs_first_record(trained, tmp_path, capsys)
 def test_before_takes_the_weights_file_of_the_run(trained, tmp_path):
     run, config = trained
     network, *_ = load_network(run, "latest")
-    tensors = {name: np.asarray(leaf) for name, leaf in weights.flatten(network.variables._asdict()).items()}
-    weights.write(tmp_path / "tiny.safetensors", "tiny", tensors, source={})
+    tensors = {name: np.asarray(leaf) for name, leaf in converted_file.flatten(network.variables._asdict()).items()}
+    converted_file.write(tmp_path / "tiny.safetensors", "tiny", tensors, source={})
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, weights=str(tmp_path / "tiny.safetensors"))
     )

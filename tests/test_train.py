@@ -15,7 +15,7 @@ import trees
 
 from convert import __main__ as command
 from convert.bn_inception import from_state_dict
-from proxynca_jax import steps, train, weights
+from proxynca_jax import steps, train
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import transforms
@@ -32,6 +32,7 @@ from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import Record
+from proxynca_jax.weights import converted_file
 
 BATCH, EPOCH_STEPS = 8, 3  # of the 26 training images of the tree below
 
@@ -250,8 +251,8 @@ def test_a_run_serves_in_pytorch(root, tmp_path, capsys):
 
 def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
     _, fresh = init_network(ModelConfig(), np.random.default_rng(5))
-    leaves = {name: np.asarray(leaf) for name, leaf in weights.flatten(fresh._asdict()).items()}
-    weights.write(tmp_path / "start.safetensors", "bn_inception", leaves, source={})
+    leaves = {name: np.asarray(leaf) for name, leaf in converted_file.flatten(fresh._asdict()).items()}
+    converted_file.write(tmp_path / "start.safetensors", "bn_inception", leaves, source={})
     config = small(root, backbone="bn_inception")
     config.model.weights = str(tmp_path / "start.safetensors")
     _, state = train._prepare(config, tmp_path / "run")

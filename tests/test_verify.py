@@ -8,7 +8,7 @@ from golden_cub import golden, made_weight, state_dict
 from convert import __main__ as command
 from convert.bn_inception import from_state_dict
 from convert.verify import TOLERANCE, distance
-from proxynca_jax import weights
+from proxynca_jax.weights import converted_file
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_verify_accepts_what_was_converted(files, state, capsys):
 
 @pytest.mark.slow
 def test_verify_finds_one_perturbed_tensor(files, tmp_path, capsys):
-    tensors = weights.read(files[1]).tensors
+    tensors = converted_file.read(files[1]).tensors
     name = "params/backbone/inception_4c_3x3/kernel"
     tensors[name] = tensors[name] * np.float32(1.01)
-    weights.write(tmp_path / "perturbed.safetensors", "bn_inception", tensors, source={})
+    converted_file.write(tmp_path / "perturbed.safetensors", "bn_inception", tensors, source={})
     with pytest.raises(SystemExit) as exit_:
         command.main(["verify", str(files[0]), str(tmp_path / "perturbed.safetensors")])
     message = str(exit_.value.code)
@@ -84,8 +84,8 @@ def test_verify_finds_one_perturbed_tensor(files, tmp_path, capsys):
 
 
 def test_verify_refuses_another_networks_file(files, tmp_path):
-    tensors = weights.read(files[1]).tensors
+    tensors = converted_file.read(files[1]).tensors
     del tensors["params/embedding_layer/kernel"]
-    weights.write(tmp_path / "other.safetensors", "bn_inception", tensors, source={})
+    converted_file.write(tmp_path / "other.safetensors", "bn_inception", tensors, source={})
     with pytest.raises(SystemExit, match=r"missing \(1\): params/embedding_layer/kernel"):
         command.main(["verify", str(files[0]), str(tmp_path / "other.safetensors")])

@@ -1,9 +1,10 @@
 """Turns on JAX's persistent compilation cache, so only the first run of a program waits for the compiler."""
 
 import os
-import pathlib
 
 import jax
+
+from proxynca_jax.machine.cache_folder import cache_folder
 
 # Before this version, JAX 0.9 and 0.10 print an error for every CPU program that they load from disk
 # (https://github.com/jax-ml/jax/issues/38445).
@@ -11,14 +12,15 @@ SILENT_SINCE = (0, 10, 2)
 
 
 def keep_compiled_programs() -> None:
-    """Makes JAX cache compiled programs in `$XDG_CACHE_HOME/proxynca_jax`, by default `~/.cache/proxynca_jax`.
+    """Makes JAX cache compiled programs in the user's cache folder, by default `~/.cache/proxynca_jax`.
 
     JAX's cache key includes versions, options and the processor's features, so several machines may share the folder.
     JAX_COMPILATION_CACHE_DIR, if the user has set it, takes precedence.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.__version_info__ < SILENT_SINCE:
         return
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "proxynca_jax"
+    if (folder := cache_folder()) is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # without a writable folder, every run compiles

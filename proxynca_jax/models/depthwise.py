@@ -100,7 +100,10 @@ def plain_depthwise_convolution(
 
 def _sum_of_shifted_products(x: Array, kernel: Array, stride: int) -> Array:
     places = np.ndindex(kernel.shape[:2])
-    products = (tap * kernel[*place, 0] for tap, place in zip(_taps(x, len(kernel), stride), places, strict=True))
+    products = (
+        tap * kernel[*place, 0][None, None, None]
+        for tap, place in zip(_taps(x, len(kernel), stride), places, strict=True)
+    )
     return _add(products).astype(x.dtype)
 
 
@@ -160,7 +163,7 @@ def _image_gradient(shape: Sequence[int], kernel: Array, gradient: Array, stride
         """Gradients of the pixels `stride`·(a, b) + (p, q) of the padded image."""
         return _add(
             padded[:, reach - i : 2 * reach + rows - i, reach - j : 2 * reach + columns - j]
-            * kernel[p + stride * i, q + stride * j, 0]
+            * kernel[p + stride * i, q + stride * j, 0][None, None, None]
             for i in range((side - p - 1) // stride + 1)
             for j in range((side - q - 1) // stride + 1)
         ).astype(gradient.dtype)
@@ -182,9 +185,7 @@ def _kernel_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> A
 
     def of_images(x: Array, gradient: Array) -> Array:
         groups = _groups(gradient)
-        sums = [
-            _add(a * b for a, b in zip(_groups(tap), groups, strict=True)) for tap in _taps(x, side, stride)
-        ]
+        sums = [_add(a * b for a, b in zip(_groups(tap), groups, strict=True)) for tap in _taps(x, side, stride)]
         # The barrier keeps XLA from moving the products into this sum.
         return jnp.sum(jax.lax.optimization_barrier(jnp.stack(sums)), (1, 2, 3))
 

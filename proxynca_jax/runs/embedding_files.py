@@ -23,7 +23,7 @@ from jaxtyping import Float, Float32, Int, Shaped
 
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.machine.atomic_file import replacing
-from proxynca_jax.weights import METADATA_KEY
+from proxynca_jax.weights.converted_file import METADATA_KEY
 
 SUFFIXES = (".npz", ".parquet")
 ROW_GROUP = 4096  # fewest images per Parquet row group; small groups would slow readers down

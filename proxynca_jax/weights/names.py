@@ -1,10 +1,8 @@
-"""What converting has to know of a network: a table of names, and the checks that it covers a file completely."""
+"""What the layers of a network are called in PyTorch's state dicts and in this project."""
 
 import dataclasses
-import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Shaped
@@ -13,9 +11,10 @@ from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import abstract_network
-from proxynca_jax.weights import flatten, mismatches
+from proxynca_jax.weights.converted_file import flatten
 
 OHWI_FROM_OIHW = (0, 2, 3, 1)
+HWIO_FROM_OIHW = (2, 3, 1, 0)  # of depthwise kernels, whose I is 1
 IO_FROM_OI = (1, 0)
 
 
@@ -28,17 +27,34 @@ class Rule:
     axes: tuple[int, ...] | None = None
 
 
+def norm_rules(torch_layer: str, layer: str) -> tuple[Rule, ...]:
+    """The rules of a BatchNorm layer, or of all that a `*` in both names stands for."""
+    return (
+        Rule(f"{torch_layer}.weight", f"params/backbone/{layer}/scale"),
+        Rule(f"{torch_layer}.bias", f"params/backbone/{layer}/bias"),
+        Rule(f"{torch_layer}.running_mean", f"batch_stats/backbone/{layer}/mean"),
+        Rule(f"{torch_layer}.running_var", f"batch_stats/backbone/{layer}/var"),
+        Rule(f"{torch_layer}.num_batches_tracked", f"torch/{layer}/num_batches_tracked"),
+    )
+
+
+def head_rules(classifier: str) -> tuple[Rule, ...]:
+    """The rules of the linear layers on the features: the classifier of ImageNet, and the embedding layer."""
+    return (
+        Rule(f"{classifier}.weight", f"torch/{classifier}/weight"),
+        Rule(f"{classifier}.bias", f"torch/{classifier}/bias"),
+        Rule("embedding_layer.weight", "params/embedding_layer/kernel", IO_FROM_OI),
+        Rule("embedding_layer.bias", "params/embedding_layer/bias"),
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Converter:
-    """A row of `CONVERTERS`."""
+class Names:
+    """A row of `NAMES`."""
 
     rules: tuple[Rule, ...]  # the first one that matches counts, in both directions
-    # Linear layers on the features: a state dict has one or more of them, and their width; None is any width.
-    heads: Mapping[str, int | None]
-    # A state dict to the PyTorch network, an nn.Module. Its method `stages(images)` takes RGB bytes (NHWC) and yields
-    # the name and the output of each stage, named as the backbone's stages, and then "embedding" if it has that layer.
-    twin: Callable[..., Any]
-    published_blob_id: str | None  # git's name for the content of the published weights file, if it is known
+    classifier: str  # the linear layer of ImageNet's 1000 classes; a trained network has `embedding_layer` instead
+    published_blob_id: str  # git's name for the content of the published weights file
 
     def to_flax(self, key: str, value: Shaped[np.ndarray, "..."]) -> tuple[str, Shaped[np.ndarray, "..."]]:
         """Converts one PyTorch tensor.
@@ -76,39 +92,29 @@ class Converter:
                 return key, value.transpose(np.argsort(rule.axes)) if rule.axes else value
         raise UserError(f"{path!r} is not a leaf of the network.")
 
-    def check(self, state: Mapping[str, Shaped[np.ndarray, "..."]], backbone: str, source: pathlib.Path) -> None:
-        """Accepts the backbone with one or more of `heads`, and nothing else.
+    def heads(self, state: Mapping[str, Shaped[np.ndarray, "..."]]) -> dict[str, int]:
+        """Returns the widths of the linear layers on the features that a state dict has, by name."""
+        widths = {}
+        for head in (self.classifier, "embedding_layer"):
+            if found := [len(np.atleast_1d(value)) for key, value in state.items() if key.startswith(f"{head}.")]:
+                widths[head] = 1000 if head == self.classifier else max(found)
+        return widths
 
-        Args:
-            state: a PyTorch state dict.
-            backbone: a key of `BACKBONES`.
-            source: where `state` comes from, for the message.
-
-        Raises:
-            UserError: listing every missing and unknown key, wrong shape, wrong dtype and tensor that is not finite.
-        """
-        faults = mismatches(state, self._expected(state, backbone))
-        broken = [key for key, value in state.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-        if broken:
-            faults.append(f"not finite ({len(broken)}): {', '.join(broken)}")
-        if faults:
-            raise UserError("\n  ".join([f"{source} is not a state dict of {BACKBONES[backbone].title}:", *faults]))
-
-    def _expected(
+    def expected(
         self, state: Mapping[str, Shaped[np.ndarray, "..."]], backbone: str
     ) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Placeholders with the keys, shapes and dtypes of a network that has the heads and counters of `state`."""
+        """Returns placeholders with the keys, shapes and dtypes of the network's state dict.
+
+        Args:
+            state: a state dict. The network has its heads and its batch counters.
+            backbone: the key of this row.
+        """
         _, (params, batch_stats) = abstract_network(ModelConfig(backbone=backbone))
         leaves = flatten({"params": {"backbone": params["backbone"]}, "batch_stats": batch_stats})
         expected = dict(self.to_torch(path, _placeholder(leaf.shape, leaf.dtype)) for path, leaf in leaves.items())
-
-        heads = {head for head in self.heads for key in state if key.startswith(f"{head}.")}
-        for head in heads or {next(iter(self.heads))}:
-            widths = [len(np.atleast_1d(value)) for key, value in state.items() if key.startswith(f"{head}.")]
-            width = self.heads[head] or max(widths)
+        for head, width in self.heads(state).items():
             expected[f"{head}.weight"] = _placeholder((width, BACKBONES[backbone].features), np.float32)
             expected[f"{head}.bias"] = _placeholder((width,), np.float32)
-
         # Files older than PyTorch 0.4.1 have no counters.
         counters = {key.replace("running_mean", "num_batches_tracked") for key in expected if "running_mean" in key}
         return expected | {key: _placeholder((), np.int64) for key in counters & state.keys()}

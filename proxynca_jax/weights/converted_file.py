@@ -6,13 +6,10 @@ only PyTorch uses are under `torch/`. The metadata names the backbone, its prepr
 
 import dataclasses
 import json
-import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -22,7 +19,7 @@ from jaxtyping import Shaped
 from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.models import BACKBONES
-from proxynca_jax.models.network import Tree, Variables
+from proxynca_jax.models.network import Tree
 from proxynca_jax.version import __version__
 
 # All metadata is one JSON string under this key. safetensors writes several keys in an order that changes from run to
@@ -32,13 +29,16 @@ CONVERT_FIRST = "Make one with `python -m convert bn_inception_weights_pt04.pt` 
 # What the metadata of version 0.1 lacks. All of its files are of this backbone.
 SINCE_VERSION_0_1 = {"scale": 1.0, "std": [1.0, 1.0, 1.0], "resize_size": 256}
 BACKBONE_OF_VERSION_0_1 = "bn_inception"
+NAMES_LISTED = 8  # of each kind of mismatch
 
 
 class Converted(NamedTuple):
-    """The content of a converted weights file."""
+    """Weights in this project's layout."""
 
     backbone: str  # a key of BACKBONES
     tensors: dict[str, Shaped[np.ndarray, "..."]]  # by path
+    source: Mapping[str, str]  # which file they were converted from
+    origin: str  # where they are, in words
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
         expected: arrays, or anything with their `shape` and `dtype`, by name.
 
     Returns:
-        One line for each kind of mismatch, with all names. Empty if everything agrees.
+        One line for each kind of mismatch, with the first names. Empty if everything agrees.
     """
 
     def kind(array: Any) -> str:
@@ -69,7 +69,13 @@ def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
             if kind(found[name]) != kind(expected[name])
         ],
     }
-    return [f"{fault} ({len(names)}): {', '.join(names)}" for fault, names in faults.items() if names]
+    return [list_names(fault, names) for fault, names in faults.items() if names]
+
+
+def list_names(fault: str, names: Sequence[str]) -> str:
+    """Counts names after a word, and lists the first of them."""
+    more = ", ..." if len(names) > NAMES_LISTED else ""
+    return f"{fault} ({len(names)}): {', '.join(names[:NAMES_LISTED])}{more}"
 
 
 def write(
@@ -109,7 +115,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "
         with safetensors.safe_open(path, "np") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the last two: NumPy lacks the dtype
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the last two: an unknown dtype
         raise UserError(f"{path} cannot be read as a safetensors file: {error}.") from error
 
 
@@ -126,50 +132,17 @@ def read(path: pathlib.Path) -> Converted:
         raise UserError(f"{error} {CONVERT_FIRST}") from error
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a converted weights file. {CONVERT_FIRST}")
-    about = json.loads(metadata[METADATA_KEY])
-    name = about.get("backbone", BACKBONE_OF_VERSION_0_1)
+    try:
+        about = json.loads(metadata[METADATA_KEY])
+        name, source = str(about.get("backbone", BACKBONE_OF_VERSION_0_1)), dict(about.get("source", {}))
+        found = SINCE_VERSION_0_1 | dict(about["preprocessing"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: what it says of its weights cannot be read. {CONVERT_FIRST}") from error
     backbone = look_up(BACKBONES, name, f"the backbone of the weights in {path}")
-    found = SINCE_VERSION_0_1 | about["preprocessing"]
     required = json.loads(json.dumps(dataclasses.asdict(backbone.preprocessing)))
     if found != required:
         raise UserError(
             f"the weights in {path} expect images as {found}, this version prepares them as {required}. "
             "Convert the PyTorch file again with this version."
         )
-    return Converted(name, tensors)
-
-
-def load_pretrained(path: str | os.PathLike[str], variables: Variables, backbone: str) -> Variables:
-    """Fills a network from a converted weights file.
-
-    All of the backbone is replaced. The embedding layer is replaced if the file has one of the same width. Otherwise,
-    as with weights from ImageNet, it is kept. ImageNet's classifier and PyTorch's batch counters are not used.
-
-    Args:
-        path: of the file that `python -m convert` wrote.
-        variables: the network before.
-        backbone: of the network, a key of `BACKBONES`.
-
-    Returns:
-        The filled network. `variables` does not change.
-
-    Raises:
-        UserError: for a file of another kind or of another backbone, or listing every leaf that is missing, unknown or
-            of another shape.
-    """
-    path = pathlib.Path(path)
-    converted = read(path)
-    if converted.backbone != backbone:
-        raise UserError(
-            f"the weights in {path} are of the backbone {converted.backbone!r}, and model.backbone is {backbone!r}. "
-            f"Set --config.model.backbone={converted.backbone}, or give weights of {backbone!r}."
-        )
-    tensors = {name: tensor for name, tensor in converted.tensors.items() if not name.startswith("torch/")}
-    expected = flatten(variables._asdict())
-    embedding = {name: leaf for name, leaf in expected.items() if name.startswith("params/embedding_layer/")}
-    if mismatches({name: tensors[name] for name in embedding.keys() & tensors.keys()}, embedding):
-        tensors |= embedding
-    if faults := mismatches(tensors, expected):
-        raise UserError("\n  ".join([f"{path} does not fit the network:", *faults]))
-    filled = traverse_util.unflatten_dict(jax.tree.map(jnp.array, tensors), sep="/")
-    return Variables(**filled)
+    return Converted(name, tensors, source, f"the weights in {path}")
