@@ -215,7 +215,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
 
 
 def _make_ready(job: Job, state: steps.TrainState, step: int, check: Callable[[], None]) -> Job:
-    """Compiles what the run needs from `step` on, in threads while images are decoded. No record's time includes this."""
+    """Compiles the programs needed from `step` on, in threads while images are decoded. No record counts this time."""
     job.log.line("compiling the training and the embedding step")
     start, run = time.perf_counter(), (state, job.config, job.layout)
 

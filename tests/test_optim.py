@@ -60,9 +60,7 @@ def test_a_group_without_gradients_keeps_its_state_and_continues_at_the_rate_of_
 @pytest.mark.parametrize("epsilon", [1.0, 1e-3])
 def test_three_epochs_equal_torch_adam(epsilon):
     rates = {"backbone": 0.045, "embedding_layer": 0.2, "proxies": 10.0}
-    config = OptimConfig(
-        learning_rate=0.045, embedding_learning_rate=0.2, proxy_learning_rate=10.0, epsilon=epsilon
-    )
+    config = OptimConfig(learning_rate=0.045, embedding_learning_rate=0.2, proxy_learning_rate=10.0, epsilon=epsilon)
     rng = np.random.default_rng(0)
     start = {name: rng.standard_normal((4, 2), np.float32) for name in rates}
     gradients = [
