@@ -20,10 +20,12 @@ KMEANS = ("scikit-learn", "device")
 # "reference" scores every epoch on the test classes, as the field does, so its best epoch was chosen on them.
 # "validation" scores every epoch on training classes held out for it, and the best epoch once on the test classes.
 PROTOCOLS = ("reference", "validation")
+SCHEDULES = ("exponential", "cosine")
 # Valid values of each text field that has only a few, except data.dataset: data.datasets.DATASETS has those.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.placement": PLACEMENTS,
     "model.compute_dtype": COMPUTE_DTYPES,
+    "optim.schedule": SCHEDULES,
     "evaluation.nmi_average": NMI_AVERAGES,
     "evaluation.kmeans": KMEANS,
     "evaluation.protocol": PROTOCOLS,
@@ -48,10 +50,13 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "loss.proxy_scale": (TINY, math.inf),
     "loss.label_smoothing": (0, 1),
     "optim.epochs": (0, math.inf),
+    "optim.frozen_epochs": (0, math.inf),
     "optim.batch_size": PAIR,
     "optim.learning_rate": (0, math.inf),
+    "optim.embedding_learning_rate": (0, math.inf),
     "optim.proxy_learning_rate": (0, math.inf),
     "optim.decay_per_epoch": (TINY, 1),
+    "optim.weight_decay": (0, math.inf),
     "optim.beta1": (0, 0.999999),
     "optim.beta2": (0, 0.999999),
     "optim.epsilon": (TINY, math.inf),
@@ -95,6 +100,9 @@ class ModelConfig:
     weights: str = ""  # to start from: a converted file, or a key of weights.packages.PACKAGES; empty: random ones
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
+    # Normalise by the running statistics in training too; scale and bias are still trained. The statistics of ImageNet
+    # are more exact than those of a small batch of a few classes, which also change what the pretrained kernels see.
+    fixed_batch_norm: bool = False
     compute_dtype: str = "float32"  # one of COMPUTE_DTYPES, the arithmetic of convolutions: see machine/precision.py
 
 
@@ -113,10 +121,21 @@ class OptimConfig:
     """Adam per parameter group, and the length of training."""
 
     epochs: int = 20  # passes over the training images
+    # Epochs at the start that train only the embedding layer and the proxies. These start random, so the gradients that
+    # they send back would harm a pretrained backbone.
+    frozen_epochs: int = 0
     batch_size: int = 32  # images per step; an epoch's last partial batch is dropped
     learning_rate: float = 0.045  # backbone and embedding layer
+    # 0: learning_rate. The embedding layer starts random, so it can take larger steps than pretrained weights can.
+    embedding_learning_rate: float = 0.0
     proxy_learning_rate: float = 1.0  # proxies
-    decay_per_epoch: float = 0.94  # both rates are multiplied by this after each epoch
+    # One of SCHEDULES. "exponential" multiplies all rates by decay_per_epoch after each epoch. "cosine" lowers them at
+    # each step, to 0 at the end of the run: high rates last longer, and the last epochs still settle.
+    schedule: str = "exponential"
+    decay_per_epoch: float = 0.94  # not used by "cosine"
+    # Each step multiplies kernels by 1 - learning rate * weight_decay (AdamW). This keeps them small where few images
+    # say what they should be. Biases, BatchNorm and proxies do not decay: the loss ignores the length of a proxy.
+    weight_decay: float = 0.0
     beta1: float = 0.9  # Adam's decay of the first moment
     beta2: float = 0.999  # Adam's decay of the second moment
     epsilon: float = 1.0  # Adam's epsilon, outside the root; 1.0 is the reference's and assumes pretrained weights
@@ -181,6 +200,9 @@ def _faults(config: TrainConfig) -> Iterator[str]:
     for name, choices in (CHOICES | {"checkpoint.best_metric": metrics}).items():
         if fields[name] not in choices:
             yield f"{name} is {fields[name]!r}: {nearest(fields[name], choices)}"
+    if config.optim.frozen_epochs > config.optim.epochs:
+        frozen, epochs = config.optim.frozen_epochs, config.optim.epochs
+        yield f"optim.frozen_epochs is {frozen}; it must be at most optim.epochs, {epochs}."
     if data.resize_size < data.image_size:
         yield f"data.resize_size is {data.resize_size}; it must be at least data.image_size, {data.image_size}."
     if not 0 < data.crop_area_min <= data.crop_area_max <= 1:

@@ -1,35 +1,72 @@
-"""Adam with one learning rate for the network and one for the proxies; both decay after each epoch."""
+"""Adam per parameter group: the backbone, the embedding layer and the proxies, each with its own learning rate."""
 
-from collections.abc import Hashable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from proxynca_jax.config import OptimConfig
 
 
-def learning_rate_schedule(initial: float, *, decay_per_epoch: float, steps_per_epoch: int) -> optax.Schedule:
-    """Returns a schedule that starts at `initial` and multiplies it by `decay_per_epoch` after each epoch."""
-    # optax.exponential_decay divides in float32, so some epochs would begin a step late.
-    return lambda step: initial * decay_per_epoch ** jnp.floor_divide(step, steps_per_epoch)
+def learning_rate_schedule(initial: float, config: OptimConfig, *, steps_per_epoch: int) -> optax.Schedule:
+    """Returns a function from a step of a run, from 0, to its learning rate.
 
-
-def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
-    """Builds the optimiser of a tree `{"network": ..., "proxies": ...}`.
+    "exponential" multiplies the rate by `config.decay_per_epoch` after each epoch. "cosine" is
+    initial · (1 + cos(π · step / steps)) / 2 for a run of `steps` steps (arXiv 1608.03983, equation 5, no restarts).
+    It would be 0 at the step after the last one, so the last step still trains.
 
     Args:
-        config: learning rates, betas, epsilon and decay.
-        steps_per_epoch: optimiser steps between two decays.
+        initial: the rate at step 0.
+        config: schedule, decay and epochs.
+        steps_per_epoch: optimiser steps in an epoch.
+    """
+    if config.schedule == "cosine":
+        steps = config.epochs * steps_per_epoch
+        return lambda step: initial * (1 + jnp.cos(jnp.pi * step / steps)) / 2
+    # optax.exponential_decay divides in float32, so some epochs would begin a step late.
+    return lambda step: initial * config.decay_per_epoch ** jnp.floor_divide(step, steps_per_epoch)
+
+
+def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Builds the optimiser of a tree `{"backbone": ..., "embedding_layer": ..., "proxies": ...}`.
+
+    Gradients may lack a group. Then there are no updates for it, and its moments and its count of steps stay.
+
+    Args:
+        config: learning rates, schedule, weight decay, betas, epsilon and the epochs that do not train the backbone.
+        steps_per_epoch: optimiser steps in an epoch.
     """
 
-    def adam(learning_rate: float) -> optax.GradientTransformation:
-        schedule = learning_rate_schedule(
-            learning_rate, decay_per_epoch=config.decay_per_epoch, steps_per_epoch=steps_per_epoch
-        )
-        return optax.adam(schedule, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    def scaled(learning_rate: float, *, start: int = 0) -> optax.GradientTransformation:
+        schedule = learning_rate_schedule(learning_rate, config, steps_per_epoch=steps_per_epoch)
+        return optax.scale_by_learning_rate(lambda count: schedule(count + start))
 
-    groups: dict[Hashable, optax.GradientTransformation] = {
-        "network": optax.flatten(adam(config.learning_rate)),  # moments in one array: fewer arguments for a step
-        "proxies": adam(config.proxy_learning_rate),
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    of_network: list[optax.GradientTransformation] = [
+        optax.flatten(adam)
+    ]  # moments in one array: fewer arguments for a step
+    if config.weight_decay:
+        of_network.append(optax.add_decayed_weights(config.weight_decay, _which_are_kernels))
+    frozen_steps = config.frozen_epochs * steps_per_epoch
+    groups = {
+        "backbone": optax.chain(*of_network, scaled(config.learning_rate, start=frozen_steps)),
+        "embedding_layer": optax.chain(*of_network, scaled(config.embedding_learning_rate or config.learning_rate)),
+        "proxies": optax.chain(adam, scaled(config.proxy_learning_rate)),
     }
-    return optax.partition(groups, {group: group for group in groups})
+
+    def init(params: Any) -> dict[str, optax.OptState]:
+        return {name: group.init(params[name]) for name, group in groups.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = dict(updates), dict(state)
+        for name, gradients in updates.items():
+            updates[name], state[name] = groups[name].update(gradients, state[name], params[name])
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _which_are_kernels(params: Any) -> Any:
+    """Weight decay leaves vectors as they are: biases, and the scales of BatchNorm."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -57,9 +57,10 @@ class Layout:
         """Returns the shardings of the leaves of a state, or of a part of it."""
         proxies = self.replicated if self.sharded_classes is None else self.sharded
 
-        def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
-            # The proxies have this key, and so do their moments in the optimiser's state.
-            return proxies if path and path[-1] == jax.tree_util.DictKey("proxies") else self.replicated
+        def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            # The proxies have this key, and so has their part of the optimiser's state: moments, and scalar counters.
+            is_rows = jax.tree_util.DictKey("proxies") in path and np.ndim(leaf) > 0
+            return proxies if is_rows else self.replicated
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -37,19 +37,25 @@ class TrainState:
     """All that training changes, in few arrays; or their shapes, while a program is compiled."""
 
     step: Any  # Int[Array, ""], optimiser steps taken
-    params: Tree  # {"network": Packed, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
+    # {"backbone": Packed, "embedding_layer": Tree, "proxies": Float[Array, "classes dim"], or more rows: see Layout}
+    params: Tree
     batch_stats: Packed  # BatchNorm's running statistics
     opt_state: Any
     loss_sum: Any  # Float[Array, ""], sum of the batches' mean losses since the epoch began
 
     def network(self) -> Variables:
         """Unpacks the network's arrays."""
-        return Variables(unpack(self.params["network"]), unpack(self.batch_stats))
+        backbone, embedding_layer = unpack(self.params["backbone"]), self.params["embedding_layer"]
+        return Variables({"backbone": backbone, "embedding_layer": embedding_layer}, unpack(self.batch_stats))
 
     def with_network(self, variables: Variables) -> "TrainState":
         """The same state with other arrays of the network."""
-        params = self.params | {"network": pack(variables.params)}
+        params = self.params | _pack_backbone(variables.params)
         return dataclasses.replace(self, params=params, batch_stats=pack(variables.batch_stats))
+
+
+def _pack_backbone(params: Tree) -> Tree:
+    return params | {"backbone": pack(params["backbone"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +100,7 @@ def init_state(
     rng = np.random.default_rng(seed)
     graph, network = init_network(config, rng)
     proxies = LOSSES[loss].initial_proxies(rng, classes, config.embedding_dim)
-    params = layout.place({"network": pack(network.params), "proxies": layout.pad_proxies(proxies)})
+    params = layout.place(_pack_backbone(network.params) | {"proxies": layout.pad_proxies(proxies)})
     opt_state = jax.jit(lambda params: layout.constrain(optimizer.init(params)))(params)
     step, batch_stats, loss_sum = layout.place((jnp.int32(0), pack(network.batch_stats), jnp.float32(0)))
     return graph, TrainState(step, params, batch_stats, opt_state, loss_sum)
@@ -120,6 +126,8 @@ def make_train_step(
     images_of: ImagesOf = operator.itemgetter("image"),
     layout: Layout | None = None,
     *,
+    fixed_batch_norm: bool = False,
+    frozen: bool = False,
     options: dict[str, Any] | None = None,
 ) -> TrainStep:
     """Makes a function of a state and a batch that returns the next state and the batch's mean loss.
@@ -133,32 +141,42 @@ def make_train_step(
         optimizer: from `optim.make_optimizer`.
         images_of: computes a batch's images inside the compiled program; by default the batch contains them.
         layout: of the state.
+        fixed_batch_norm: normalise by the running statistics, as inference does, and leave them as they are.
+        frozen: train only the embedding layer and the proxies. The backbone runs as in inference, its gradients are not
+            computed, and its parameters, statistics and moments stay.
         options: from `compiler_options`; by default those of JAX's default platform.
     """
     layout = layout or Layout()
     loss_of_batch = LOSSES[config.name].of_batch
     options = compiler_options(jax.default_backend()) if options is None else options
 
-    def mean_loss(params: Tree, batch_stats: Tree, images: Array, labels: Array) -> tuple[Array, Tree]:
-        model = nnx.merge(graph, params["network"], batch_stats)
-        embeddings = model(images, train=True)
+    def mean_loss(params: Tree, fixed: Tree, batch_stats: Tree, batch: Batch) -> tuple[Array, Tree]:
+        proxies, labels = params["proxies"], batch["label"]
+        model = nnx.merge(graph, fixed | {name: params[name] for name in params if name != "proxies"}, batch_stats)
+        if frozen or fixed_batch_norm:
+            # The gradients of BatchNorm's scale and bias go through the folded kernels, which are far smaller than the
+            # activations.
+            model.fold()
+            embeddings = model(images_of(batch), train=False)
+        else:
+            embeddings = model(images_of(batch), train=True)
+            batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         if layout.sharded_classes is not None:
             # Then the logits are sharded as the proxies are. Gathering is cheap: the embeddings of a batch are small.
             embeddings, labels = layout.gather((embeddings, labels))
-        loss = loss_of_batch(embeddings, params["proxies"][: layout.sharded_classes], labels, config)
-        return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return loss_of_batch(embeddings, proxies[: layout.sharded_classes], labels, config), batch_stats
 
     @jax.jit(donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         network = state.network()
+        params = network.params | {"proxies": state.params["proxies"]}
+        fixed = {"backbone": params.pop("backbone")} if frozen else {}
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, batch_stats), grads = gradient(
-            state.params | {"network": network.params}, network.batch_stats, images_of(batch), batch["label"]
-        )
-        grads["network"] = pack(grads["network"])
+        (loss, batch_stats), grads = gradient(params, fixed, network.batch_stats, batch)
+        grads = grads if frozen else _pack_backbone(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, pack(batch_stats), opt_state, state.loss_sum + loss)
+        updated: Any = optax.apply_updates({name: state.params[name] for name in grads}, updates)
+        state = TrainState(state.step + 1, state.params | updated, pack(batch_stats), opt_state, state.loss_sum + loss)
         return layout.constrain((state, loss))
 
     return train_step

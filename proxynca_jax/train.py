@@ -17,7 +17,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -72,10 +72,14 @@ class Job(NamedTuple):
     test: Evaluation  # scored once, at the end, if it is not the one above
     epoch_steps: int
     layout: Layout
-    train_step: steps.TrainStep
+    train_steps: dict[bool, steps.TrainStep]  # by whether the backbone is frozen
     embed_step: steps.EmbedStep
     resident: ResidentImages | None = None  # the training images, if they are in device memory
     sources: Sequence[Source[DeviceBatch]] = ()  # the images of `evaluation.splits()`, decoded once
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether this step, counted from 0, leaves the backbone as it is."""
+        return step < self.config.optim.frozen_epochs * self.epoch_steps
 
     def evaluation_records(self) -> list[Record]:
         """Returns the records of the evaluations before training and after each epoch."""
@@ -107,10 +111,10 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
     log, epoch_steps = job.log, job.epoch_steps
     with Checkpoints(run) as checkpoints, stop_on_signal() as check:
         # Programs and images
-        job = _make_ready(job, state, check)
+        step = checkpoints.latest_step() or 0
+        job = _make_ready(job, state, step, check)
 
         # Restore
-        step = checkpoints.latest_step() or 0
         if step:
             state = checkpoints.restore(state)
             log.line(f"continuing from step {step}, in epoch {step // epoch_steps}")
@@ -123,9 +127,10 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
                     state = dataclasses.replace(state, loss_sum=job.layout.place(jnp.float32(0)))
+                train_step = job.train_steps[job.is_frozen(step)]
                 with _open_epoch(job, step) as (batches, progress, stalls):
                     for batch in stalls.waiting(batches):
-                        state, loss = job.train_step(state, batch)
+                        state, loss = train_step(state, batch)
                         stalls.computing(loss)
                         step += 1
                         progress.advance(config.optim.batch_size)
@@ -191,7 +196,11 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     embed_step = steps.make_embed_step(graph, layout, **options)
     if config.data.placement == "device":
         options |= on_device
-    train_step = steps.make_train_step(graph, config.loss, optimizer, layout=layout, **options)
+    options |= {"layout": layout, "fixed_batch_norm": config.model.fixed_batch_norm}
+    train_steps = {
+        frozen: steps.make_train_step(graph, config.loss, optimizer, frozen=frozen, **options)
+        for frozen in (False, True)
+    }
 
     # Folder
     open_run(run, config)
@@ -202,28 +211,35 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     if (named := config.model.compute_dtype) != (precision := computed_in(named)):
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
     test = dataset.evaluation
-    return Job(config, log, train_split, evaluation, test, epoch_steps, layout, train_step, embed_step), state
+    return Job(config, log, train_split, evaluation, test, epoch_steps, layout, train_steps, embed_step), state
 
 
-def _make_ready(job: Job, state: steps.TrainState, check: Callable[[], None]) -> Job:
-    """Compiles both programs in threads while images are decoded. No record's time includes this."""
+def _make_ready(job: Job, state: steps.TrainState, step: int, check: Callable[[], None]) -> Job:
+    """Compiles the programs needed from `step` on, in threads while images are decoded. No record counts this time."""
     job.log.line("compiling the training and the embedding step")
     start, run = time.perf_counter(), (state, job.config, job.layout)
 
     def timed(compile_step: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
         return compile_step(*arguments), time.perf_counter() - start
 
-    with ThreadPoolExecutor(2, "compile") as pool:
+    last = max(job.config.optim.epochs * job.epoch_steps - 1, 0)
+    needed = {job.is_frozen(min(step, last)), job.is_frozen(last)}  # frozen epochs come first
+    with ThreadPoolExecutor(3, "compile") as pool:
+
+        def compile_training(resident: ResidentImages | None) -> dict[bool, Future[tuple[Any, float]]]:
+            arguments = *run, resident
+            return {key: pool.submit(timed, compile_train_step, job.train_steps[key], *arguments) for key in needed}
+
         embedding = pool.submit(timed, compile_embed_step, job.embed_step, *run)
-        on_host = job.config.data.placement == "host"
-        training = pool.submit(timed, compile_train_step, job.train_step, *run) if on_host else None
+        training = compile_training(None) if job.config.data.placement == "host" else None
         job = _bring_images(job, check)
         # With images in device memory, the training step needs their shape, which is known now.
-        training = training or pool.submit(timed, compile_train_step, job.train_step, *run, job.resident)
-        (train_step, trained), (embed_step, embedded) = training.result(), embedding.result()
-    job = job._replace(train_step=train_step, embed_step=embed_step)
-    job.log.line(f"compiled in {max(trained, embedded):.1f} s")
-    return job
+        training = training or compile_training(job.resident)
+        compiled = {key: future.result() for key, future in training.items()}
+        embed_step, seconds = embedding.result()
+    train_steps = {key: train_step for key, (train_step, _) in compiled.items()}
+    job.log.line(f"compiled in {max(seconds, *(seconds for _, seconds in compiled.values())):.1f} s")
+    return job._replace(train_steps=train_steps, embed_step=embed_step)
 
 
 def _bring_images(job: Job, check: Callable[[], None]) -> Job:
@@ -284,6 +300,8 @@ def _finish_epoch(
         scores = _score(job, job.evaluation, state.network(), check, job.sources)
     split = EVALUATED_SPLIT[job.config.evaluation.protocol]
     trained = {"train_loss": float(state.loss_sum) / job.epoch_steps, **pace} if step else {}
+    if step and job.is_frozen(step - 1):
+        trained["backbone_frozen"] = True
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
@@ -361,6 +379,8 @@ def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evalua
 
 def _describe_epoch(record: Record) -> str:
     parts = [f"epoch {record['epoch']}"]
+    if "backbone_frozen" in record:
+        parts.append("backbone frozen")
     if "train_loss" in record:
         parts.append(f"loss {record['train_loss']:.4f}")
     if "train_seconds" in record:

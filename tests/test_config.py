@@ -34,10 +34,13 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "loss.proxy_scale": ([1e-9], [0.0, -3.0]),
     "loss.label_smoothing": ([0.0, 1.0], [-0.001, 1.001]),
     "optim.epochs": ([0], [-1]),
+    "optim.frozen_epochs": ([0, 20], [-1, 21]),
     "optim.batch_size": ([2], [1]),
     "optim.learning_rate": ([0.0], [-0.001]),
+    "optim.embedding_learning_rate": ([0.0], [-0.001]),
     "optim.proxy_learning_rate": ([0.0], [-0.001]),
     "optim.decay_per_epoch": ([1e-9, 1.0], [0.0, 1.001]),
+    "optim.weight_decay": ([0.0], [-0.001]),
     "optim.beta1": ([0.0, 0.999], [-0.001, 1.0]),  # at 1 the first moment stays 0, and so does its bias correction
     "optim.beta2": ([0.0, 0.9999], [-0.001, 1.0]),
     "optim.epsilon": ([1e-9], [0.0, -1.0]),
@@ -55,11 +58,16 @@ REFERENCE = {  # the same on all three data sets
     "data.horizontal_flip": True,
     "model.embedding_dim": 64,
     "model.batch_norm_momentum": 0.1,
+    "model.fixed_batch_norm": False,
     "loss.label_smoothing": 0.1,
     "loss.name": "proxy_nca",
     "optim.batch_size": 32,
+    "optim.frozen_epochs": 0,
     "optim.learning_rate": 0.045,
+    "optim.embedding_learning_rate": 0.0,
+    "optim.schedule": "exponential",
     "optim.decay_per_epoch": 0.94,
+    "optim.weight_decay": 0.0,
     "optim.beta1": 0.9,
     "optim.beta2": 0.999,
     "optim.epsilon": 1.0,
@@ -133,6 +141,8 @@ def test_all_faults_in_one_error():
         ({"data.placement": "devise"}, "did you mean 'device'?"),
         ({"model.compute_dtype": "bfloat"}, "did you mean 'bfloat16'?"),
         ({"evaluation.protocol": "validate"}, "did you mean 'validation'?"),
+        ({"optim.schedule": "cosin"}, "did you mean 'cosine'?"),
+        ({"optim.epochs": 2, "optim.frozen_epochs": 3}, "frozen_epochs is 3; it must be at most optim.epochs, 2."),
         ({"evaluation.recall_at": (), "checkpoint.best_metric": "nmi"}, "one K or more"),
         ({"evaluation.recall_at": (1, 0)}, "(1, 0)"),
         ({"checkpoint.best_metric": "nmi", "evaluation.nmi": False}, "'nmi'"),
@@ -223,6 +233,14 @@ def test_run_does_not_continue_with_another(name, config, tmp_path):
             open_run(tmp_path, config)
         assert f"  {name}: {before!r} there, {other(before)!r} now\n" in str(refusal.value)
         assert flatten(read_config(tmp_path))[name] == before
+
+
+def test_a_run_with_a_cosine_keeps_its_epochs(config, tmp_path):
+    config.optim.schedule = "cosine"
+    open_run(tmp_path, config)
+    config.optim.epochs += 1
+    with pytest.raises(UserError, match=r"optim\.epochs: 20 there, 21 now"):
+        open_run(tmp_path, config)
 
 
 def test_run_does_not_mix_with_other_things(config, tmp_path):

@@ -93,8 +93,9 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"the {kind} checkpoint in {manager.directory} is of another network or other classes than this "
-                f"configuration (model.backbone, model.embedding_dim) and data have. Give the run its own config.json "
-                f"back, or start a new run. Orbax says: {error}"
+                f"configuration (model.backbone, model.embedding_dim) and data have, or of an earlier version, whose "
+                f"runs can be evaluated but not continued. Give the run its own config.json back, or start a new run. "
+                f"Orbax says: {error}"
             ) from error
 
 

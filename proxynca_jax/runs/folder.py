@@ -10,7 +10,8 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file
 
-# These fields may change when a run resumes, because they do not change its steps.
+# These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
+# changes the learning rate of every step.
 FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"})
 
 CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxynca_jax.train --config <this file>"""
@@ -39,7 +40,8 @@ def open_run(run: pathlib.Path, config: TrainConfig) -> None:
     """
     if (run / "config.json").exists():
         before, now = flatten(read_config(run)), flatten(config)
-        changed = [name for name in now if now[name] != before[name] and name not in FREE_TO_CHANGE]
+        free = FREE_TO_CHANGE - ({"optim.epochs"} if config.optim.schedule == "cosine" else set())
+        changed = [name for name in now if now[name] != before[name] and name not in free]
         if changed:
             rows = "\n".join(f"  {name}: {before[name]!r} there, {now[name]!r} now" for name in changed)
             raise UserError(
