@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, normalise_batch, plain_batch_norm_act
+from proxynca_jax.models.activation import RELU
+from proxynca_jax.models.batch_norm import EPSILON, BatchNorm, batch_norm_act, normalise_batch, plain_batch_norm_act
 
 # Two channels over four pixels.
 VALUES = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [6.0, 4.0]]).reshape(2, 1, 2, 2)

@@ -10,6 +10,7 @@ import pytest
 from proxynca_jax.models.convolution import (
     LARGE_MAP,
     SMALL_MAP,
+    centred_padding,
     convolution_of_blocks_on_gpu,
     convolution_on_cpu,
     convolve,
@@ -38,8 +39,10 @@ def test_definition_by_brute_force(side, stride):
 
 
 def assert_as_defined(algorithm, x, kernel, stride):
+    padding = centred_padding(kernel.shape[1])
+
     def value_and_gradients(function):
-        value, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
+        value, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride, padding=padding), x, kernel)
         return value, *pull_back(drawn(*value.shape))
 
     expected = jax.jit(value_and_gradients, static_argnums=0)(plain_convolution)

@@ -24,8 +24,7 @@ from proxynca_jax.weights.converted_file import flatten
 from proxynca_jax.weights.pretrained import fill, read_weights
 
 SIZES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
-# ImageNet's classes of scikit-learn's two photographs, a pagoda-like palace and a flower.
-IMAGENET = {"china": {"palace": 698, "bell cote": 442, "monastery": 663}, "flower": {"daisy": 985, "bee": 309}}
+PALACE = 698  # ImageNet's class of scikit-learn's photograph of the Summer Palace
 
 
 @functools.cache
@@ -71,7 +70,7 @@ def test_forward_flops_are_what_pytorch_counts(name, image_size):
 def ours_and_theirs(name: str, size: int, *, train: bool) -> tuple[Tree, Tree, dict, dict]:
     """Outputs of every stage and gradients by key of the state dict: ours in float32, PyTorch's in float64."""
     graph, variables, state = loaded(name)
-    images, weights = photographs(size), np.random.default_rng(0).standard_normal((8, 1280))
+    images, weights = jnp.array(photographs(size)), np.random.default_rng(0).standard_normal((8, 1280))
 
     def loss(params: Tree) -> tuple[jax.Array, Tree]:
         model = nnx.merge(graph, params, variables.batch_stats)
@@ -83,7 +82,7 @@ def ours_and_theirs(name: str, size: int, *, train: bool) -> tuple[Tree, Tree, d
     ours = dict(NAMES[name].to_torch(path, np.asarray(leaf)) for path, leaf in leaves.items())
 
     twin = TWINS[name](state).double().train(train)
-    expected = dict(twin.stages(torch.tensor(images)))
+    expected = dict(twin.stages(torch.tensor(np.array(images))))
     (expected["global_pool"] * torch.tensor(weights)).sum().backward()
     theirs = {key: leaf.grad.numpy() for key, leaf in twin.named_parameters() if leaf.grad is not None}
     return stages, {key: x.detach().movedim(1, -1).numpy() for key, x in expected.items()}, ours, theirs
@@ -94,7 +93,7 @@ def ours_and_theirs(name: str, size: int, *, train: bool) -> tuple[Tree, Tree, d
 @pytest.mark.parametrize("size", [97, 128])
 def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stage_bound, gradient_bound):
     stages, expected, ours, theirs = ours_and_theirs("efficientnet_lite0", size, train=train)
-    assert list(stages) == list(expected)
+    assert stages.keys() == expected.keys()
     for name, values in expected.items():
         assert relative(np.asarray(stages[name]), values) < stage_bound, name
     assert ours.keys() == theirs.keys()
@@ -117,23 +116,19 @@ def test_larger_networks_give_pytorchs_outputs(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_classifier_recognises_photographs(name):
+def test_the_classifier_recognises_a_photograph(name):
     graph, variables, state = loaded(name)
     size = BACKBONES[name].preprocessing.image_size
     model = nnx.merge(graph, *variables)
-    features = jax.jit(lambda images: model.backbone(normalise(images, model.preprocessing), train=False))(
-        photographs(size)[[1, 5]]
-    )
+    images = jnp.array(photographs(size)[:3])
+    features = jax.jit(lambda images: model.backbone(normalise(images, model.preprocessing), train=False))(images)
     scores = np.asarray(features) @ state["_fc.weight"].numpy().T + state["_fc.bias"].numpy()
-    for (photograph, classes), row in zip(IMAGENET.items(), scores, strict=True):
-        best = np.argsort(-row)[:5]
-        print(name, photograph, best)
-        assert best[0] in classes.values(), (photograph, best)
+    np.testing.assert_array_equal(np.argmax(scores, 1), PALACE)
 
 
 def test_folding_keeps_features_and_gradients():
     graph, variables, _ = loaded("efficientnet_lite0")
-    images = photographs(32)
+    images = jnp.array(photographs(32))
 
     def features(params: Tree, folded: bool) -> jax.Array:
         model = nnx.merge(graph, params, variables.batch_stats)

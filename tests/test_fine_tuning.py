@@ -18,7 +18,7 @@ from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig, TrainConfi
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine import progress
 from proxynca_jax.machine.interrupt import Interrupted
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_relu, fold_batch_norm
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norm
 from proxynca_jax.models.convolution import Conv, convolve
 from proxynca_jax.models.network import forward_flops, init_network
 from proxynca_jax.optim import make_optimizer
@@ -129,7 +129,7 @@ def test_gradients_of_a_folded_convolution_are_those_of_the_plain_form():
             fold_batch_norm(conv, norm)
             y = jnp.maximum(convolve(x, conv.kernel[...], 1) + conv.bias[...][None, None, None], 0)
         else:
-            y = batch_norm_relu(convolve(x, conv.kernel[...], 1), conv.bias[...], [norm], train=False)
+            y = batch_norm_act(convolve(x, conv.kernel[...], 1), conv.bias[...], [norm], train=False)
         return jnp.sum(y * weights)
 
     folded, plain = (jax.grad(loss)(params, folds) for folds in (True, False))

@@ -1,6 +1,5 @@
 """Activations that clamp: ReLU, ReLU6 and none."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -34,10 +33,8 @@ def passed(x: Float[Array, "..."], activation: Activation) -> Bool[Array, "..."]
     return above & (x < activation.high) if activation.high < math.inf else above
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def activate(x: Array, activation: Activation) -> Array:
-    """`clamp`, whose only residual is its result. That is kept anyway, because the next layer needs it."""
-    return clamp(x, activation)
+# `clamp`, whose only residual is its result. That is kept anyway, because the next layer needs it.
+activate = jax.custom_vjp(clamp, nondiff_argnums=(1,))
 
 
 def _activate_forward(x: Array, activation: Activation) -> tuple[Array, Array]:

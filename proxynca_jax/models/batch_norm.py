@@ -4,7 +4,6 @@
 it, for several layers at once, and with a gradient written by hand.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -113,8 +112,7 @@ def fold_batch_norm(convolution: Conv | DepthwiseConv, norm: BatchNorm) -> None:
     convolution.multiply_outputs(factor)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def normalise_batch(
+def _normalise_batch(
     activation: Activation, epsilon: float, x: Array, shift: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[Array, Array, Array]:
     """`plain_batch_norm_act` with the batch's own statistics.
@@ -137,6 +135,9 @@ def normalise_batch(
         The activations, and the mean and the biased variance of `x`, which have no gradient.
     """
     return _normalise_forward(activation, epsilon, x, shift, scale, bias, guess)[0]
+
+
+normalise_batch = jax.custom_vjp(_normalise_batch, nondiff_argnums=(0, 1))
 
 
 def _normalise_forward(

@@ -67,7 +67,9 @@ class Conv(nnx.Module):
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
         self.kernel = nnx.Param(jnp.array(draw.transpose(3, 0, 1, 2)))
-        self.bias = nnx.data(nnx.Param(jnp.array(np.zeros(outputs, np.float32))) if bias else None)
+        self.bias: nnx.Param[Array] | None = nnx.data(
+            nnx.Param(jnp.array(np.zeros(outputs, np.float32))) if bias else None
+        )
         self.stride = stride
 
     def multiply_outputs(self, factor: Float[Array, " outputs"]) -> None:

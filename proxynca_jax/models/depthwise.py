@@ -36,7 +36,7 @@ class DepthwiseConv(nnx.Module):
         deviation = np.float32(math.sqrt(2) / kernel)
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
         self.kernel = nnx.Param(jnp.array(draw))
-        self.bias = nnx.data(None)  # until BatchNorm is folded
+        self.bias: nnx.Param[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride
 
     def multiply_outputs(self, factor: Float[Array, " channels"]) -> None:

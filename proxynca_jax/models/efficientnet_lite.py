@@ -164,6 +164,7 @@ class EfficientNetLite(nnx.Module):
     def _unit(self, name: str, x: Array, *, train: bool) -> Array:
         """The convolution `name`, its BatchNorm and its activation."""
         convolution = getattr(self, name)
+        bias = convolution.bias
         activation = IDENTITY if name.endswith("_project") else RELU6
         kernel, stride = convolution.kernel[...].astype(x.dtype), convolution.stride
         if isinstance(convolution, DepthwiseConv):
@@ -171,7 +172,7 @@ class EfficientNetLite(nnx.Module):
         else:
             x = convolve(x, kernel, stride, self.precision, same_padding(x.shape[1:3], kernel.shape[1], stride))
         if not hasattr(self, f"{name}_bn"):  # folded
-            return activate(x + convolution.bias[...][None, None, None], activation).astype(x.dtype)
+            return activate(x + bias[...][None, None, None], activation).astype(x.dtype)
         return batch_norm_act(x, None, [getattr(self, f"{name}_bn")], activation, train=train)
 
     def fold(self) -> None:
