@@ -97,9 +97,10 @@ def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stag
     for name, values in expected.items():
         assert relative(np.asarray(stages[name]), values) < stage_bound, name
     assert ours.keys() == theirs.keys()
-    # ReLU6 passes or stops a gradient at its limits, where float32 decides by its last bit.
+    # ReLU6 passes or stops a gradient at its limits, where float32 decides by its last bit. And in training the next
+    # BatchNorm cancels the bias of a projection, whose gradient then is rounding alone.
     for key, gradient in theirs.items():
-        assert relative(ours[key], gradient) < gradient_bound, key
+        assert np.linalg.norm(ours[key] - gradient) < gradient_bound * (np.linalg.norm(gradient) + 0.01), key
     assert relative(ours["_conv_head.weight"], theirs["_conv_head.weight"]) < 1e-4
 
 
