@@ -43,9 +43,8 @@ def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.Gradie
         return optax.scale_by_learning_rate(lambda count: schedule(count + start))
 
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
-    of_network: list[optax.GradientTransformation] = [
-        optax.flatten(adam)
-    ]  # moments in one array: fewer arguments for a step
+    # Moments in one array: fewer arguments for a step.
+    of_network: list[optax.GradientTransformation] = [optax.flatten(adam)]
     if config.weight_decay:
         of_network.append(optax.add_decayed_weights(config.weight_decay, _which_are_kernels))
     frozen_steps = config.frozen_epochs * steps_per_epoch
