@@ -130,8 +130,8 @@ def _add(summands) -> Array:
 def _taps(x: Array, side: int, stride: int) -> list[Array]:
     """Slices of the padded `x`, one per place of the kernel, row by row: the pixels that the place is multiplied with.
 
-    Every second pixel of a row lies badly in memory. So the pixels of stride 2 are first sorted by their parity, which
-    makes all slices dense.
+    With stride 2, a slice takes every second pixel, which are not adjacent in memory. So pixels are first sorted by
+    parity, which makes all slices dense.
     """
     padding = same_padding(x.shape[1:3], side, stride)
     rows, columns = (-(-size // stride) for size in x.shape[1:3])
