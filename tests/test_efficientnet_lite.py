@@ -89,9 +89,8 @@ def ours_and_theirs(name: str, size: int, *, train: bool) -> tuple[Tree, Tree, d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("train", "stage_bound", "gradient_bound"), [(False, 1e-5, 1e-2), (True, 5e-5, 1e-2)])
-@pytest.mark.parametrize("size", [97, 128])
-def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stage_bound, gradient_bound):
+@pytest.mark.parametrize(("size", "train", "stage_bound"), [(128, False, 1e-5), (97, True, 5e-5)])
+def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stage_bound):
     stages, expected, ours, theirs = ours_and_theirs("efficientnet_lite0", size, train=train)
     assert stages.keys() == expected.keys()
     for name, values in expected.items():
@@ -100,7 +99,7 @@ def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stag
     # ReLU6 passes or stops a gradient at its limits, where float32 decides by its last bit. And in training the next
     # BatchNorm cancels the bias of a projection, whose gradient then is rounding alone.
     for key, gradient in theirs.items():
-        assert np.linalg.norm(ours[key] - gradient) < gradient_bound * (np.linalg.norm(gradient) + 0.01), key
+        assert np.linalg.norm(ours[key] - gradient) < 1e-2 * (np.linalg.norm(gradient) + 0.01), key
     assert relative(ours["_conv_head.weight"], theirs["_conv_head.weight"]) < 1e-4
 
 
