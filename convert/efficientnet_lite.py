@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from proxynca_jax.models.convolution import same_padding
-from proxynca_jax.models.efficientnet_lite import EPSILON, FEATURES, STEM, Block, blocks
+from proxynca_jax.models.efficientnet_lite import FEATURES, STEM, Block, blocks
+
+EPSILON = 1e-3  # written here again, so that a wrong one in our network is found
 
 Stage = tuple[str, Float[torch.Tensor, "batch ..."]]
 

@@ -79,3 +79,16 @@ def score_title(name: str) -> str:
 def describe_scores(record: Record) -> str:
     """The scores of a record as one line, in percent: `R@1 52.63  R@2 64.10  NMI 60.64`."""
     return "  ".join(f"{score_title(name)} {record[name]:.2f}" for name in score_names(record))
+
+
+def describe_epoch(record: Record) -> str:
+    """Formats the record of an epoch, in one line: its number, loss, pace and scores."""
+    parts = [f"epoch {record['epoch']}"]
+    if "backbone_frozen" in record:
+        parts.append("backbone frozen")
+    if "train_loss" in record:
+        parts.append(f"loss {record['train_loss']:.4f}")
+    if "train_seconds" in record:
+        parts.append(f"{record['train_seconds']:.1f} s  {record['images_per_second']:.1f} img/s")
+        parts.append(f"data wait {record['data_wait_share']:.0%}")
+    return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])

@@ -49,7 +49,7 @@ from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.log import MetricLog, Record
-from proxynca_jax.scores import describe_scores, score
+from proxynca_jax.scores import describe_epoch, describe_scores, score
 from proxynca_jax.sharding import Layout
 from proxynca_jax.training_options import parse
 from proxynca_jax.weights.pretrained import fill, read_weights
@@ -139,12 +139,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
                             progress.show(f"loss {_finite(loss, step, config):.4f}  data wait {waited:.0%}")
                         check()
                     _finite(state.loss_sum, step, config)  # waits for the device
-                    seconds, speed = progress.seconds(), progress.images_per_second()
-                pace = {
-                    "train_seconds": seconds,
-                    "images_per_second": speed,
-                    "data_wait_share": stalls.seconds / seconds,
-                }
+                    pace = _pace(progress, stalls)
                 _finish_epoch(job, state, step, pace, checkpoints, check)
         except Interrupted:
             _finite(state.loss_sum, step, config)
@@ -286,6 +281,16 @@ def _open_epoch(job: Job, step: int) -> Iterator[tuple[Iterator[steps.Batch], Pr
         yield (batch | resident for batch in batches), progress, stalls
 
 
+def _pace(progress: Progress, stalls: Stalls) -> Record:
+    """How fast the epoch was, for its record. Call it when the device has finished."""
+    seconds = progress.seconds()
+    return {
+        "train_seconds": seconds,
+        "images_per_second": progress.images_per_second(),
+        "data_wait_share": stalls.seconds / seconds,
+    }
+
+
 def _finish_epoch(
     job: Job,
     state: steps.TrainState,
@@ -307,7 +312,7 @@ def _finish_epoch(
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)
-    job.log.line(_describe_epoch(record))
+    job.log.line(describe_epoch(record))
     if job.best() == record:
         checkpoints.save("best", step, state)
     checkpoints.save("latest", step, state)
@@ -375,18 +380,6 @@ def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evalua
     )
     devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
     return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"
-
-
-def _describe_epoch(record: Record) -> str:
-    parts = [f"epoch {record['epoch']}"]
-    if "backbone_frozen" in record:
-        parts.append("backbone frozen")
-    if "train_loss" in record:
-        parts.append(f"loss {record['train_loss']:.4f}")
-    if "train_seconds" in record:
-        parts.append(f"{record['train_seconds']:.1f} s  {record['images_per_second']:.1f} img/s")
-        parts.append(f"data wait {record['data_wait_share']:.0%}")
-    return "  ".join([*parts, describe_scores(record), f"evaluated in {record['evaluation_seconds']:.1f} s"])
 
 
 def main(arguments: list[str] | None = None) -> None:

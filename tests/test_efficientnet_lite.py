@@ -53,6 +53,8 @@ def test_blocks_of_the_smallest_network():
         Block(24, 144, 24, 3, 1),
         Block(24, 144, 40, 5, 2),
     ]
+    # The shapes of the weights do not show strides.
+    assert [block.stride for block in blocks(1.0, 1.0)] == [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
     assert [len(blocks(*size)) for size in SIZES.values()] == [16, 21, 21]
     assert blocks(*SIZES["efficientnet_lite2"])[-1] == Block(208, 1248, 352, 3, 1)
 

@@ -104,6 +104,13 @@ def batch_norm_act(
     return y
 
 
+def fold_batch_norms(network: nnx.Module) -> None:
+    """Folds each BatchNorm of a network, called `<name>_bn`, into the convolution `<name>`, and removes it."""
+    for name in [name for name in vars(network) if name.endswith("_bn")]:
+        fold_batch_norm(getattr(network, name.removesuffix("_bn")), getattr(network, name))
+        delattr(network, name)
+
+
 def fold_batch_norm(convolution: Conv | DepthwiseConv, norm: BatchNorm) -> None:
     """Changes a convolution so that in inference it computes what it and `norm` after it compute together."""
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from proxynca_jax.models.activation import RELU, activate
 from proxynca_jax.models.backbone import Backbone, Preprocessing
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norm
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
 from proxynca_jax.models.convolution import Conv, convolve
 from proxynca_jax.models.pooling import average_pool, max_pool
 
@@ -248,9 +248,7 @@ class BNInception(nnx.Module):
 
     def fold(self) -> None:
         """Moves BatchNorm's running statistics into the convolutions. The network cannot be trained afterwards."""
-        for norm in [name for name in vars(self) if name.endswith("_bn")]:
-            fold_batch_norm(getattr(self, norm.removesuffix("_bn")), getattr(self, norm))
-            delattr(self, norm)
+        fold_batch_norms(self)
 
 
 BN_INCEPTION = Backbone(

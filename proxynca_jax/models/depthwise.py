@@ -7,7 +7,7 @@ them into loops over channels, which processors compute in vectors.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def _backward(stride: int, residuals: tuple[Array, Array], gradient: Array) -> t
 depthwise_on_cpu.defvjp(_forward, _backward)
 
 
-def _add(summands) -> Array:
+def _add(summands: Iterable[Array]) -> Array:
     """Sums in float32, one after the other: XLA computes all of them in one loop."""
     return functools.reduce(lambda total, summand: total + summand, (each.astype(jnp.float32) for each in summands))
 
@@ -136,7 +136,7 @@ def _taps(x: Array, side: int, stride: int) -> list[Array]:
     padding = same_padding(x.shape[1:3], side, stride)
     rows, columns = (-(-size // stride) for size in x.shape[1:3])
     reach = (side - 1) // stride  # windows further on that contain a pixel too
-    wanted = [(stride * (count + reach)) for count in (rows, columns)]
+    wanted = [stride * (count + reach) for count in (rows, columns)]
     margins = [
         (before, whole - before - size, 0)
         for (before, _), whole, size in zip(padding, wanted, x.shape[1:3], strict=True)
@@ -202,6 +202,6 @@ def _groups(x: Array) -> list[Array]:
     """Splits images, or rows of few large images, into `SUMMANDS` groups, or as many as divide them evenly."""
     if len(x) <= IMAGES_AT_A_TIME:
         x = x.reshape(1, -1, *x.shape[2:])
-        count = math.gcd(x.shape[1], SUMMANDS)
-        return jnp.split(x, count, 1)
-    return [x[start :: math.gcd(len(x), SUMMANDS)] for start in range(math.gcd(len(x), SUMMANDS))]
+        return jnp.split(x, math.gcd(x.shape[1], SUMMANDS), 1)
+    count = math.gcd(len(x), SUMMANDS)
+    return [x[start::count] for start in range(count)]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from proxynca_jax.models.activation import IDENTITY, RELU6, activate
 from proxynca_jax.models.backbone import Backbone, Preprocessing
-from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norm
+from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
 from proxynca_jax.models.convolution import Conv, convolve, same_padding
 from proxynca_jax.models.depthwise import DepthwiseConv, depthwise_convolve
 
@@ -177,9 +177,7 @@ class EfficientNetLite(nnx.Module):
 
     def fold(self) -> None:
         """Moves BatchNorm's running statistics into the convolutions."""
-        for norm in [name for name in vars(self) if name.endswith("_bn")]:
-            fold_batch_norm(getattr(self, norm.removesuffix("_bn")), getattr(self, norm))
-            delattr(self, norm)
+        fold_batch_norms(self)
 
 
 def forward_flops(width: float, depth: float, image_size: int) -> int:
