@@ -82,6 +82,9 @@ class DataConfig:
     eval_classes_file: str = ""  # folder, table: lists the evaluation classes, one a line; replaces fraction and seed
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
+    # Resize images to a square, whatever their aspect ratio, so that the evaluation's crop keeps both ends of a wide one.
+    # Training crops then have the aspect ratios below relative to the image's own.
+    squash: bool = False
     crop_area_min: float = 0.08  # smallest area of a training crop, as a fraction of the image's
     crop_area_max: float = 1.0  # largest area of a training crop, as a fraction of the image's
     crop_aspect_max: float = 4 / 3  # widest aspect ratio of a training crop; the narrowest is its inverse

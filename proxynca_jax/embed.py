@@ -157,7 +157,7 @@ def _find_images(folder: pathlib.Path) -> Split:
 
 def _preprocessing(config: TrainConfig) -> dict[str, Any]:
     """Describes how the images became the network's input: as its weights expect, at the run's sizes."""
-    sizes = {"image_size": config.data.image_size, "resize_size": config.data.resize_size}
+    sizes = {"image_size": config.data.image_size, "resize_size": config.data.resize_size, "squash": config.data.squash}
     return dataclasses.asdict(BACKBONES[config.model.backbone].preprocessing) | sizes
 
 

@@ -94,14 +94,14 @@ def cached_crops(split: Split, config: DataConfig, check: Callable[[], None] = n
 
     Args:
         split: The images.
-        config: The folder, the two sizes of `transforms.eval_transform`, and the number of decoding threads.
+        config: The folder, what `transforms.eval_transform` reads, and the number of decoding threads.
         check: As for `cached`.
 
     Raises:
         UserError: As for `cached`.
     """
     make = functools.partial(evaluation_crops, split, config)
-    sizes = f"{config.resize_size} {config.image_size}"
+    sizes = f"{config.resize_size} {config.image_size}" + " squashed" * config.squash
     images = _cached_images(make, sizes, split, config, check)
     return dataclasses.replace(split, images=images, boxes=None, cropped=True)
 

@@ -171,7 +171,13 @@ def shrink(image: Pixels, longest: int) -> Pixels:
 
 
 def random_crop_box(
-    height: int, width: int, rng: np.random.Generator, *, area: tuple[float, float], aspect_max: float
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float],
+    aspect_max: float,
+    squash: bool = False,
 ) -> Box:
     """Draws a training crop: uniform in area, log-uniform in aspect ratio, uniform in position.
 
@@ -181,26 +187,28 @@ def random_crop_box(
         rng: Random generator.
         area: Smallest and largest fraction of the image's area, each in (0, 1].
         aspect_max: Largest width over height, at least 1; the smallest is its inverse.
+        squash: Aspect ratios are relative to the image's own, as if the image had been resized to a square.
 
     Returns:
         A box inside the image. If CROP_TRIES draws do not fit, the largest centred box of allowed aspect ratio.
     """
     log_aspect_max = math.log(aspect_max)
+    unit = width / height if squash else 1.0
     for _ in range(CROP_TRIES):
         box_area = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(-log_aspect_max, log_aspect_max))
+        aspect = unit * math.exp(rng.uniform(-log_aspect_max, log_aspect_max))
         box_height, box_width = round(math.sqrt(box_area / aspect)), round(math.sqrt(box_area * aspect))
         if 0 < box_height <= height and 0 < box_width <= width:
             top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
             return Box(int(top), int(left), box_height, box_width)
-    box_height, box_width = min(height, round(width * aspect_max)), min(width, round(height * aspect_max))
+    box_height, box_width = min(height, round(width * aspect_max / unit)), min(width, round(height * aspect_max * unit))
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
 def draw_crop(height: int, width: int, config: DataConfig, rng: np.random.Generator) -> tuple[Box, bool]:
     """Draws the random numbers of `train_transform` for an image of this size: the crop, and whether to mirror."""
     area = (config.crop_area_min, config.crop_area_max)
-    box = random_crop_box(height, width, rng, area=area, aspect_max=config.crop_aspect_max)
+    box = random_crop_box(height, width, rng, area=area, aspect_max=config.crop_aspect_max, squash=config.squash)
     return box, bool(config.horizontal_flip and rng.random() < 0.5)
 
 
@@ -240,13 +248,13 @@ def eval_transform(image: Pixels, config: DataConfig) -> UInt8[np.ndarray, "size
 
     Args:
         image: RGB pixels.
-        config: The two sizes; `resize_size` is at least `image_size`.
+        config: The two sizes; `resize_size` is at least `image_size`. With `squash`, both sides become `resize_size`.
 
     Returns:
         RGB pixels. A square image of both sizes is returned unchanged.
     """
     shorter = min(image.shape[:2])
-    height, width = (int(config.resize_size * side / shorter) for side in image.shape[:2])
+    height, width = (int(config.resize_size * (1 if config.squash else side / shorter)) for side in image.shape[:2])
     top, left = (round((side - config.image_size) / 2) for side in (height, width))
     return _resize(image, height, width)[top : top + config.image_size, left : left + config.image_size]
 

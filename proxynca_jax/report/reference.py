@@ -14,7 +14,7 @@ from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.runs.log import Record
 
 # Prefixes of the settings that the figures depend on.
-PIXELS = ("data.image_size", "data.resize_size", "data.crop_", "data.horizontal_flip")
+PIXELS = ("data.image_size", "data.resize_size", "data.squash", "data.crop_", "data.horizontal_flip")
 COMPARED = (*PIXELS, "model.embedding_dim", "model.batch_norm", "model.fixed_batch_norm", "loss.", "optim.")
 
 
