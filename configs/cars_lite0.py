@@ -10,9 +10,10 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(
             epochs=6,
             frozen_epochs=1,
-            learning_rate=5e-4,
+            warmup_epochs=2,
+            learning_rate=2e-3,
             embedding_learning_rate=1e-3,
-            proxy_learning_rate=1e-2,
+            proxy_learning_rate=3e-2,
             schedule="cosine",
             weight_decay=0.1,
             epsilon=1e-8,

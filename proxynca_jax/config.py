@@ -51,6 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "loss.label_smoothing": (0, 1),
     "optim.epochs": (0, math.inf),
     "optim.frozen_epochs": (0, math.inf),
+    "optim.warmup_epochs": (0, math.inf),
     "optim.batch_size": PAIR,
     "optim.learning_rate": (0, math.inf),
     "optim.embedding_learning_rate": (0, math.inf),
@@ -127,6 +128,9 @@ class OptimConfig:
     # Epochs at the start that train only the embedding layer and the proxies. These start random, so the gradients that
     # they send back would harm a pretrained backbone.
     frozen_epochs: int = 0
+    # Epochs after those in which the backbone's rate rises evenly to its full value. Adam's first steps have the size of
+    # the rate whatever the gradients are, so a high rate would soon undo what the backbone has learnt.
+    warmup_epochs: int = 0
     batch_size: int = 32  # images per step; an epoch's last partial batch is dropped
     learning_rate: float = 0.045  # backbone and embedding layer
     # 0: learning_rate. The embedding layer starts random, so it can take larger steps than pretrained weights can.

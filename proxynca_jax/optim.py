@@ -28,30 +28,38 @@ def learning_rate_schedule(initial: float, config: OptimConfig, *, steps_per_epo
     return lambda step: initial * config.decay_per_epoch ** jnp.floor_divide(step, steps_per_epoch)
 
 
+def _backbone_schedule(config: OptimConfig, *, steps_per_epoch: int) -> optax.Schedule:
+    """The backbone's rate at its own steps, of which the first one follows the frozen epochs."""
+    schedule = learning_rate_schedule(config.learning_rate, config, steps_per_epoch=steps_per_epoch)
+    start, warmup = config.frozen_epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+    if not warmup:
+        return lambda count: schedule(count + start)
+    return lambda count: schedule(count + start) * jnp.minimum((count + 1) / warmup, 1)
+
+
 def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.GradientTransformation:
     """Builds the optimiser of a tree `{"backbone": ..., "embedding_layer": ..., "proxies": ...}`.
 
     Gradients may lack a group. Then there are no updates for it, and its moments and its count of steps stay.
 
     Args:
-        config: learning rates, schedule, weight decay, betas, epsilon and the epochs that do not train the backbone.
+        config: learning rates, schedule, weight decay, betas, epsilon, and the epochs that do not train the backbone or warm it up.
         steps_per_epoch: optimiser steps in an epoch.
     """
 
-    def scaled(learning_rate: float, *, start: int = 0) -> optax.GradientTransformation:
-        schedule = learning_rate_schedule(learning_rate, config, steps_per_epoch=steps_per_epoch)
-        return optax.scale_by_learning_rate(lambda count: schedule(count + start))
+    def rate(initial: float) -> optax.GradientTransformation:
+        return optax.scale_by_learning_rate(learning_rate_schedule(initial, config, steps_per_epoch=steps_per_epoch))
 
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     # Moments in one array: fewer arguments for a step.
     of_network: list[optax.GradientTransformation] = [optax.flatten(adam)]
     if config.weight_decay:
         of_network.append(optax.add_decayed_weights(config.weight_decay, _which_are_kernels))
-    frozen_steps = config.frozen_epochs * steps_per_epoch
+    of_backbone = optax.scale_by_learning_rate(_backbone_schedule(config, steps_per_epoch=steps_per_epoch))
     groups = {
-        "backbone": optax.chain(*of_network, scaled(config.learning_rate, start=frozen_steps)),
-        "embedding_layer": optax.chain(*of_network, scaled(config.embedding_learning_rate or config.learning_rate)),
-        "proxies": optax.chain(adam, scaled(config.proxy_learning_rate)),
+        "backbone": optax.chain(*of_network, of_backbone),
+        "embedding_layer": optax.chain(*of_network, rate(config.embedding_learning_rate or config.learning_rate)),
+        "proxies": optax.chain(adam, rate(config.proxy_learning_rate)),
     }
 
     def init(params: Any) -> dict[str, optax.OptState]:

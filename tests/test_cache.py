@@ -89,12 +89,15 @@ def test_evaluation_crops_are_the_same_to_the_last_bit(split, config, monkeypatc
             np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
 
 
-def test_crops_of_other_sizes_have_files_of_their_own(split, config):
+def test_crops_made_otherwise_have_files_of_their_own(split, config):
     for resize_size, image_size in (40, 32), (41, 32), (41, 33), (40, 32):
         config.resize_size, config.image_size = resize_size, image_size
         assert cached_crops(split, config).images[3].shape == (image_size, image_size, 3)
+    centred = cached_crops(split, config).images[3]
+    config.squash = True
+    assert not np.array_equal(cached_crops(split, config).images[3], centred)
     cached(split, config, max_side=0)
-    assert len(files(config)) == 4
+    assert len(files(config)) == 5
 
 
 def reopen_and_read(images: Sequence) -> None:

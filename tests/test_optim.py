@@ -57,6 +57,19 @@ def test_a_group_without_gradients_keeps_its_state_and_continues_at_the_rate_of_
     np.testing.assert_allclose(updates["proxies"], 0.2 * UNIT, rtol=1e-4)
 
 
+def test_warmup_raises_the_rate_of_the_backbone_alone():
+    config = OptimConfig(frozen_epochs=1, warmup_epochs=2, learning_rate=0.1, decay_per_epoch=1.0)
+    optimizer = make_optimizer(config, steps_per_epoch=2)
+    params = {group: jnp.zeros((2, 2)) for group in GROUPS}
+    state = optimizer.init(params)
+    _, state = optimizer.update({"proxies": GRADIENT}, state, params)  # a frozen step, which does not count
+    # Adam's step has the size of the rate as long as the gradient stays the same.
+    for share in (0.25, 0.5, 0.75, 1.0, 1.0):
+        updates, state = optimizer.update(dict.fromkeys(GROUPS, GRADIENT), state, params)
+        for group, rate in zip(GROUPS, (0.1 * share, 0.1, 1.0), strict=True):
+            np.testing.assert_allclose(updates[group], rate * UNIT, rtol=1e-4)
+
+
 @pytest.mark.parametrize("epsilon", [1.0, 1e-3])
 def test_three_epochs_equal_torch_adam(epsilon):
     rates = {"backbone": 0.045, "embedding_layer": 0.2, "proxies": 10.0}

@@ -100,6 +100,34 @@ def test_largest_centred_box_when_no_draw_fits(size, area, box):
     assert random_crop_box(height, width, np.random.default_rng(0), area=area, aspect_max=4 / 3) == box
 
 
+@pytest.mark.parametrize(("height", "width"), [(30, 120), (120, 30)])
+def test_squashed_images_are_seen_from_end_to_end(height, width):
+    # Blue is a ramp along the longer side. Without squashing, the centre square has a quarter of it.
+    ramp = np.zeros((30, 120, 3), np.uint8)
+    ramp[..., 2] = 2 * np.arange(120)
+    image = ramp if width > height else np.ascontiguousarray(ramp.swapaxes(0, 1))
+    config = DataConfig(image_size=30, resize_size=30, squash=True)
+    squashed = eval_transform(image, config)
+    assert squashed.shape == (30, 30, 3)
+    assert (squashed[..., 2].min(), squashed[..., 2].max()) == (4, 234)
+    assert np.ptp(eval_transform(image, DataConfig(image_size=30, resize_size=30))[..., 2]) == 58
+    margin = eval_transform(image, DataConfig(image_size=24, resize_size=30, squash=True))
+    np.testing.assert_array_equal(margin, squashed[3:27, 3:27])
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 120), (120, 30), (50, 50)])
+def test_training_crops_of_squashed_images_have_aspects_relative_to_the_images(height, width):
+    rng = np.random.default_rng(0)
+    whole = random_crop_box(height, width, rng, area=(1.0, 1.0), aspect_max=1.0, squash=True)
+    assert whole == (0, 0, height, width)
+    boxes = [random_crop_box(height, width, rng, area=(0.25, 0.25), aspect_max=1.2, squash=True) for _ in range(200)]
+    aspects = np.array([box.width / width / (box.height / height) for box in boxes])
+    assert 1 / 1.3 < aspects.min() < 0.9 < 1.1 < aspects.max() < 1.3
+    # Hardly a draw of the whole area fits. What is taken instead is the image, not its centre square.
+    boxes = [random_crop_box(height, width, rng, area=(1.0, 1.0), aspect_max=1.2, squash=True) for _ in range(20)]
+    assert all(box.height > 0.9 * height and box.width > 0.9 * width for box in boxes)
+
+
 def test_half_of_the_training_images_are_mirrored():
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     whole = DataConfig(image_size=8, crop_area_min=1.0, crop_aspect_max=1.0)
