@@ -36,7 +36,8 @@ from typing import Any, NamedTuple
 
 import proxynca_jax
 from benchmarks import gpu_run, torch_step
-from benchmarks.workers import describe
+from benchmarks.workers import Work, describe
+from proxynca_jax.config import DataConfig, ModelConfig
 from proxynca_jax.data.datasets import cub
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.atomic_file import replace_file
@@ -203,7 +204,8 @@ def steps(settings: Settings, work: Path, figures: Figures) -> None:
     figures["rows"], figures["compared"], figures["summary"] = [], [], {}
     failures: list[str] = []
     for step, batch_size, variants in settings.comparisons:
-        found = torch_step.compare(list(variants), step, batch_size, settings.repeats, settings.timeout_seconds)
+        work = Work(step, batch_size, ModelConfig(), DataConfig().image_size)
+        found = torch_step.compare(list(variants), work, settings.repeats, settings.timeout_seconds)
         measured = {row.variant: row for row in found if isinstance(row, Measurement)}
         print_table(found, measured.get(torch_step.REFERENCE) or next(iter(measured.values()), None))
         sys.stdout.flush()

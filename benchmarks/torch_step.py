@@ -1,17 +1,23 @@
 """Benchmarks our training and embedding steps compared with PyTorch's, on the same GPU or CPU.
 
     python -m benchmarks.torch_step [--steps train embed] [--variants ours eager ...] [--batch_size 32] [--repeats 5]
+        [--backbone efficientnet_lite0] [--image_size 128] [--fixed_batch_norm]
 
     ours                   float32
     ours_tensorfloat32     convolutions and matrix products in TF32; GPUs only
     ours_bfloat16          activations and products in bfloat16
     eager                  as the reference: NCHW, without torch.compile
     channels_last          eager with NHWC, as ours
+    channels_last_keep     channels_last with our allocator setting (`keep_freed_memory`), which changes nothing on GPUs
     compile                channels_last with torch.compile and fused Adam
     compile_graphs         compile with mode="reduce-overhead", PyTorch's CUDA graphs; GPUs only
     amp                    channels_last with bfloat16 by autocast; GPUs only
     compile_amp            compile and amp
     compile_graphs_amp     compile_graphs and amp
+
+--backbone chooses the network: bn_inception (default) or efficientnet_lite0. --image_size is the side of the images in
+pixels, by default the one that the network's weights expect: 227 or 224. With --fixed_batch_norm, training normalises
+by the running statistics and leaves them as they are, as `model.fixed_batch_norm` does. All weights are random.
 
 PyTorch's float32 rows use its defaults. On GPUs with TF32 these compute float32 convolutions in TF32, and float32
 matrix products in full precision. Their MFU is relative to the TF32 peak. All rows train with ProxyNCA and Adam on 100
@@ -38,6 +44,7 @@ Our embedding program first folds BatchNorm into the weights, so these columns c
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -45,19 +52,22 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from benchmarks.device_busy import Program, profile_jax, profile_torch
-from benchmarks.workers import Timing, Variant, measure_in_turns
+from benchmarks.workers import Timing, Variant, Work, measure_in_turns
 from proxynca_jax.config import COUNT, PAIR, ModelConfig, TrainConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.command import exit_on_user_error
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.peak_flops import peak_flops
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.xla_messages import hide_xla_warnings
+from proxynca_jax.models import BACKBONES
+from proxynca_jax.models.network import forward_flops
 from proxynca_jax.report.speed_table import (
     STEPS,
     Failure,
@@ -70,6 +80,7 @@ from proxynca_jax.report.speed_table import (
 )
 
 CLASSES = 100  # CUB's
+NETWORKS = ("bn_inception", "efficientnet_lite0")  # keys of torch_training.NETWORKS; that module imports PyTorch
 CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile
 
 
@@ -79,7 +90,7 @@ def make_batch(batch_size: int, image_size: int = 227) -> tuple[np.ndarray, np.n
     return images, rng.integers(0, CLASSES, batch_size, np.int32)
 
 
-def ours(step: str, batch_size: int, *, dtype: str) -> Program:
+def ours(work: Work, *, dtype: str) -> Program:
     import jax
 
     from proxynca_jax import steps
@@ -87,11 +98,14 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
 
     if dtype == "tensorfloat32" and jax.default_backend() == "cpu":
         raise UserError("TF32 is for GPUs, and JAX finds none")
-    config = TrainConfig(model=ModelConfig(compute_dtype=dtype))
+    config = TrainConfig(model=dataclasses.replace(work.model, compute_dtype=dtype))
     optimizer = make_optimizer(config.optim, steps_per_epoch=100)
     graph, state = steps.init_state(config.model, optimizer, classes=CLASSES, seed=0)
-    batch = jax.device_put(dict(zip(("image", "label"), make_batch(batch_size), strict=True)))
-    train_step, embed_step = steps.make_train_step(graph, config.loss, optimizer), steps.make_embed_step(graph)
+    arrays = make_batch(work.batch_size, work.image_size)
+    batch = jax.device_put(dict(zip(("image", "label"), arrays, strict=True)))
+    fixed = config.model.fixed_batch_norm
+    train_step = steps.make_train_step(graph, config.loss, optimizer, fixed_batch_norm=fixed)
+    embed_step = steps.make_embed_step(graph)
 
     def train(count: int) -> None:
         nonlocal state
@@ -105,17 +119,14 @@ def ours(step: str, batch_size: int, *, dtype: str) -> Program:
         *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)
 
-    return {"train": train, "embed": embed}[step]
+    return {"train": train, "embed": embed}[work.step]
 
 
-def torch(
-    step: str, batch_size: int, *, channels_last: bool = True, mode: str | None = None, amp: bool = False
-) -> Program:
+def torch(work: Work, *, channels_last: bool = True, mode: str | None = None, amp: bool = False) -> Program:
     """Builds PyTorch's program for a step.
 
     Args:
-        step: one of STEPS.
-        batch_size: images.
+        work: its step, network and batch.
         channels_last: True for NHWC, False for NCHW.
         mode: of torch.compile. None does not compile.
         amp: whether to use bfloat16 by autocast.
@@ -125,21 +136,19 @@ def torch(
     """
     import torch
 
-    from benchmarks.torch_training import make_adam, proxy_nca
-    from convert.bn_inception import TorchBNInception
+    from benchmarks.torch_training import make_adam, make_network, proxy_nca
 
     config = TrainConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and (amp or mode == CUDA_GRAPHS):
         raise UserError(f"{'amp is' if amp else 'CUDA graphs are'} for GPUs, and PyTorch finds none")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    network = TorchBNInception({"embedding_layer": config.model.embedding_dim}).to(device, memory_format=memory_format)
-    network.train(step == "train")
+    network = make_network(work.model, train=work.step == "train").to(device, memory_format=memory_format)
     forward = torch.compile(network, mode=mode) if mode else network
-    images, labels = (torch.tensor(array, device=device) for array in make_batch(batch_size))
+    images, labels = (torch.tensor(array, device=device) for array in make_batch(work.batch_size, work.image_size))
     # The network takes NHWC and permutes it to NCHW. The memory format of the bytes decides the layout of its kernels.
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).permute(0, 2, 3, 1)
-    proxies = torch.nn.Parameter(torch.randn(CLASSES, config.model.embedding_dim, device=device) / 8)
+    proxies = torch.nn.Parameter(torch.randn(CLASSES, work.model.embedding_dim, device=device) / 8)
     adam = make_adam(network, proxies, config.optim, fused=True if mode else None)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=amp)
@@ -163,7 +172,7 @@ def torch(
                 forward(images)
         wait()
 
-    return {"train": train, "embed": embed}[step]
+    return {"train": train, "embed": embed}[work.step]
 
 
 def torch_peak_mb() -> float:
@@ -179,14 +188,22 @@ def load_jax() -> None:
     importlib.import_module("proxynca_jax.steps")
 
 
+def load_torch() -> None:
+    importlib.import_module("benchmarks.torch_training")
+
+
+def load_torch_and_keep_memory() -> None:
+    keep_freed_memory()  # before PyTorch starts its threads
+    load_torch()
+
+
 def in_jax(dtype: str) -> Variant:
     """Returns a variant of our program with this `model.compute_dtype`."""
     return Variant(functools.partial(ours, dtype=dtype), load_jax, peak_mb, profile_jax, dtype, starts_alone=True)
 
 
-def in_torch(dtype: str = "tensorfloat32", **options: bool | str) -> Variant:
+def in_torch(dtype: str = "tensorfloat32", load: Callable[[], None] = load_torch, **options: bool | str) -> Variant:
     """Returns a variant of PyTorch's program. `options` are those of `torch`. GPUs with TF32 use it for float32."""
-    load = functools.partial(importlib.import_module, "convert.bn_inception")
     return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype, starts_alone=False)
 
 
@@ -197,6 +214,7 @@ VARIANTS = {
     "ours_bfloat16": in_jax("bfloat16"),
     REFERENCE: in_torch(channels_last=False),
     "channels_last": in_torch(),
+    "channels_last_keep": in_torch(load=load_torch_and_keep_memory),
     "compile": in_torch(mode="default"),
     "compile_graphs": in_torch(mode=CUDA_GRAPHS),
     "amp": in_torch("bfloat16", amp=True),
@@ -233,15 +251,12 @@ def share_device_memory() -> Iterator[None]:
             del os.environ[name]
 
 
-def compare(
-    names: list[str], step: str, batch_size: int, repeats: int, timeout_seconds: float
-) -> list[Measurement | Failure]:
+def compare(names: list[str], work: Work, repeats: int, timeout_seconds: float) -> list[Measurement | Failure]:
     """Measures the variants of a step in turns.
 
     Args:
         names: keys of VARIANTS.
-        step: one of STEPS.
-        batch_size: images.
+        work: of all variants.
         repeats: turns of each variant.
         timeout_seconds: of `measure_in_turns`.
 
@@ -251,20 +266,21 @@ def compare(
     chosen = {name: VARIANTS[name] for name in names}
     rows: list[Measurement | Failure] = []
     with share_device_memory():
-        results = measure_in_turns(chosen, step, batch_size, repeats, timeout_seconds)
+        results = measure_in_turns(chosen, work, repeats, timeout_seconds)
     for name, found in results.items():
         if not isinstance(found, Timing):
-            rows.append(Failure(step, name, batch_size, str(found)))
+            rows.append(Failure(work.step, name, work.batch_size, str(found)))
             continue
         activity = found.activity
         row = Measurement(
-            step=step,
+            step=work.step,
             variant=name,
-            batch_size=batch_size,
+            batch_size=work.batch_size,
             step_seconds=found.step_seconds,
             first_step_seconds=found.first_step_seconds,
             peak_mb=found.peak_mb,
             peak_flops=peak(chosen[name].dtype),
+            image_flops=forward_flops(work.model, work.image_size),
             device_busy_seconds=activity and activity.busy_seconds,
             kernels=activity and activity.kernels,
             launches=activity and activity.launches,
@@ -279,6 +295,9 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", REFERENCE, "channels_last"])
     parser.add_argument("--batch_size", type=integer(PAIR), default=32)
+    parser.add_argument("--backbone", choices=NETWORKS, default=NETWORKS[0])
+    parser.add_argument("--image_size", type=integer(COUNT), help="pixels (default: what the network's weights expect)")
+    parser.add_argument("--fixed_batch_norm", action="store_true", help="train with fixed BatchNorm statistics")
     parser.add_argument(
         "--repeats", type=integer(COUNT), default=5, help="turns of each variant (default: %(default)s)"
     )
@@ -289,17 +308,25 @@ def main() -> None:
         help="a variant fails if loading, its first step, or a turn takes longer (default: %(default)s)",
     )
     options = parser.parse_args()
+    backbone = BACKBONES[options.backbone]
+    image_size = options.image_size or backbone.preprocessing.image_size
+    with exit_on_user_error():
+        backbone.check_image_size(image_size)
+    model = ModelConfig(backbone=options.backbone, fixed_batch_norm=options.fixed_batch_norm)
     _, device = in_own_process(describe_device)
     device = f"{device}, torch {importlib.metadata.version('torch')}"
     print(device, flush=True)
     rows: list[Measurement | Failure] = []
     for step in options.steps:
-        found = compare(options.variants, step, options.batch_size, options.repeats, options.timeout_seconds)
+        work = Work(step, options.batch_size, model, image_size)
+        found = compare(options.variants, work, options.repeats, options.timeout_seconds)
         measured = {row.variant: row for row in found if isinstance(row, Measurement)}
         print_table(found, measured.get(REFERENCE) or next(iter(measured.values()), None))
         sys.stdout.flush()  # so this table is visible even if the next step ends this process
         rows += found
-    print(json.dumps({"device": device, "rows": [row.record() for row in rows]}))
+    report = {"device": device, "backbone": model.backbone, "image_size": image_size}
+    report |= {"fixed_batch_norm": model.fixed_batch_norm, "rows": [row.record() for row in rows]}
+    print(json.dumps(report))
     if all(isinstance(row, Failure) for row in rows):
         sys.exit("all variants failed; the reasons are above")
 

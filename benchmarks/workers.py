@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.device_busy import Activity, Program
+from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
 
 TURN_SECONDS = 1.0
@@ -27,10 +28,19 @@ EXIT_SECONDS = 10.0  # time for a process to exit by itself
 REASON_CHARACTERS = 160  # longest reason of a failure in a table
 
 
+class Work(NamedTuple):
+    """The work of a program, the same for all variants in a table."""
+
+    step: str  # one of speed_table.STEPS
+    batch_size: int  # images
+    model: ModelConfig  # the variant decides its compute_dtype
+    image_size: int  # pixels
+
+
 class Variant(NamedTuple):
     """A variant of a step. All fields are sent to a new process, so functions must be importable there."""
 
-    make: Callable[[str, int], Program]  # makes a program from the name of a step and a batch size
+    make: Callable[[Work], Program]
     load: Callable[[], Any]  # imports all libraries
     peak_mb: Callable[[], float]
     profile: Callable[[Program, int], Activity | None]  # profiles a number of steps
@@ -63,7 +73,7 @@ def seconds(program: Program, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def serve(connection: Connection, variant: Variant, step: str, batch_size: int) -> None:
+def serve(connection: Connection, variant: Variant, work: Work) -> None:
     """Runs a variant in this process and answers requests.
 
     Sends None when the program is made. Then it answers each request, until a request is None. A request is a tuple of
@@ -73,7 +83,7 @@ def serve(connection: Connection, variant: Variant, step: str, batch_size: int) 
     try:
         variant.load()
         before_mb = variant.peak_mb()
-        program = variant.make(step, batch_size)
+        program = variant.make(work)
         connection.send(None)
 
         def first_step() -> float:
@@ -102,20 +112,18 @@ class Worker:
     variant fails or takes too long.
     """
 
-    def __init__(self, variant: Variant, step: str, batch_size: int, timeout_seconds: float):
+    def __init__(self, variant: Variant, work: Work, timeout_seconds: float):
         """Does not start the process yet.
 
         Args:
             variant: the variant to run.
-            step: a name that `variant.make` accepts.
-            batch_size: images.
+            work: of its program.
             timeout_seconds: for loading, for the first step and for each later answer.
         """
         self._timeout_seconds = timeout_seconds
         context = multiprocessing.get_context("spawn")
         self._connection, self._other = context.Pipe()
-        arguments = (self._other, variant, step, batch_size)
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process = context.Process(target=serve, args=(self._other, variant, work), daemon=True)
         self._first_step_seconds = 0.0
         self._steps_per_turn = 1
         self._turns: list[float] = []  # seconds of a step
@@ -199,21 +207,20 @@ def ending(exit_code: int | None) -> str:
 
 
 def measure_in_turns(
-    variants: Mapping[str, Variant], step: str, batch_size: int, repeats: int, timeout_seconds: float
+    variants: Mapping[str, Variant], work: Work, repeats: int, timeout_seconds: float
 ) -> dict[str, Timing | VariantError]:
     """Measures the variants of a step in turns. The module's docstring describes the order.
 
     Args:
         variants: by name.
-        step: a name that `Variant.make` accepts.
-        batch_size: images.
+        work: of all variants.
         repeats: turns of each variant.
         timeout_seconds: a variant fails if loading, its first step, or a turn takes longer.
 
     Returns:
         For each variant its measurements, or the error that it failed with.
     """
-    workers = {name: Worker(variant, step, batch_size, timeout_seconds) for name, variant in variants.items()}
+    workers = {name: Worker(variant, work, timeout_seconds) for name, variant in variants.items()}
     together = [name for name, variant in variants.items() if not variant.starts_alone]
     stages: list[tuple[Callable[[Worker], Timing | None], Iterable[str]]] = [
         (Worker.begin_load, variants),

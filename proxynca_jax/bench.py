@@ -43,7 +43,7 @@ from proxynca_jax.machine.peak_flops import peak_flops
 from proxynca_jax.machine.precision import available
 from proxynca_jax.machine.progress import Stalls
 from proxynca_jax.machine.xla_messages import hide_xla_warnings
-from proxynca_jax.models.network import init_network
+from proxynca_jax.models.network import forward_flops, init_network
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.speed_table import STEPS, Measurement, describe_device, in_own_process, peak_mb, print_table
 from proxynca_jax.sharding import Layout
@@ -126,6 +126,7 @@ def measure(variant: Variant, peak: float) -> Measurement:
         first_step_seconds=first_step_seconds,
         peak_mb=peak_mb() - before_mb,
         peak_flops=peak,
+        image_flops=forward_flops(model, data.image_size),
         data_wait_share=data_wait_share,
     )
 

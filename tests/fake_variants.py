@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 from benchmarks.device_busy import Activity, Program
-from benchmarks.workers import WARM_UP_STEPS, Variant
+from benchmarks.workers import WARM_UP_STEPS, Variant, Work
+from proxynca_jax.config import DataConfig, ModelConfig
 
 BEFORE_TURNS = 2 + WARM_UP_STEPS  # steps before the first turn: first step, warm-up, and one to measure a turn
+
+WORK = Work("train", 2, ModelConfig(), DataConfig().image_size)
 
 
 def hang() -> None:
@@ -36,9 +39,7 @@ def first_step(diary: Path, meets: Path | None) -> None:
     diary.write_text(f"{start} {time.time()}")
 
 
-def make(
-    step: str, batch_size: int, *, fault: str, healthy_steps: int, diary: Path | None, meets: Path | None
-) -> Program:
+def make(work: Work, *, fault: str, healthy_steps: int, diary: Path | None, meets: Path | None) -> Program:
     done = 0
 
     def program(count: int) -> None:

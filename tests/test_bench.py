@@ -20,6 +20,7 @@ ROW = Measurement(
     first_step_seconds=20.0,
     peak_mb=100.0,
     peak_flops=1e12,
+    image_flops=4_000_000_000,
     data_wait_share=0.01,
 )
 
@@ -34,7 +35,7 @@ def test_photographs_are_deterministic():
 
 def test_images_per_second_and_utilisation():
     assert ROW.images_per_second() == 64
-    assert ROW.utilisation() == pytest.approx(3 * 4.0977e9 * 64 / 1e12, rel=1e-4)
+    assert ROW.utilisation() == pytest.approx(3 * 4e9 * 64 / 1e12)
     embedding = dataclasses.replace(ROW, step="embed")
     assert embedding.utilisation() == ROW.utilisation() / 3
 
@@ -57,4 +58,5 @@ def test_last_line_of_the_command_is_json():
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert [(row["step"], row["variant"]) for row in rows] == [("embed", "host float32")]
+    assert rows[0]["image_flops"] == pytest.approx(4.0977e9, rel=1e-4)
     assert all(rows[0][name] > 0 for name in ("images_per_second", "model_flops_utilisation", "peak_mb"))

@@ -184,7 +184,7 @@ def test_default_settings_name_existing_steps_and_variants():
 
 def test_compare_with_pytorch_takes_the_best_of_equal_or_higher_precision():
     speeds = {"ours_bfloat16": 8, "ours_tensorfloat32": 6, "eager": 2, "compile_graphs": 3, "compile_graphs_amp": 4}
-    rows = [Measurement("train", name, 32, 32 / speed, 1.0, 1.0, None) for name, speed in speeds.items()]
+    rows = [Measurement("train", name, 32, 32 / speed, 1.0, 1.0, None, 1) for name, speed in speeds.items()]
     found = [(row["ours"], row["pytorch"], row["ratio"]) for row in gpu.compare_with_pytorch(rows)]
     assert found == [("ours_bfloat16", "compile_graphs_amp", 2), ("ours_tensorfloat32", "compile_graphs", 2)]
     assert gpu.compare_with_pytorch(rows[:2]) == []

@@ -18,13 +18,13 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from benchmarks import device_busy, torch_step, workers
 from benchmarks.device_busy import Activity, merge, profile_jax, profile_torch, read_jax_profile, read_torch_profile
-from benchmarks.torch_training import make_adam
-from benchmarks.workers import Timing, VariantError, measure_in_turns
-from proxynca_jax.config import OptimConfig
+from benchmarks.torch_training import NETWORKS, make_adam, make_network
+from benchmarks.workers import Timing, VariantError, Work, measure_in_turns
+from proxynca_jax.config import ModelConfig, OptimConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.report.speed_table import Failure, Measurement, print_table
 
-TURNS = fake_variants.BEFORE_TURNS
+TURNS, WORK = fake_variants.BEFORE_TURNS, fake_variants.WORK
 on_cpu = pytest.mark.skipif(
     torch.cuda.is_available() or jax.default_backend() != "cpu", reason="this machine has a GPU"
 )
@@ -97,7 +97,7 @@ def test_a_variant_that_takes_too_long_is_stopped():
         "hangs in a turn": fake_variants.variant("hangs", TURNS),
         "sound": fake_variants.variant(),
     }
-    found = measure_in_turns(variants, "train", 2, repeats=1, timeout_seconds=3)
+    found = measure_in_turns(variants, WORK, repeats=1, timeout_seconds=3)
     assert str(found["never starts"]) == "no first step within 3 seconds"
     assert str(found["hangs in a turn"]) == "no turn within 3 seconds"
     assert isinstance(found["sound"], Timing)
@@ -109,12 +109,81 @@ def test_first_steps_run_at_the_same_time_unless_a_variant_starts_alone(tmp_path
         name: fake_variants.variant(starts_alone=path is None, diary=tmp_path / name, meets=path)
         for name, path in meets.items()
     }
-    found = measure_in_turns(variants, "train", 2, repeats=1, timeout_seconds=60)
+    found = measure_in_turns(variants, WORK, repeats=1, timeout_seconds=60)
     assert list(found) == list(variants)
     assert all(isinstance(timing, Timing) for timing in found.values()), found
     times = {name: list(map(float, (tmp_path / name).read_text().split())) for name in variants}
     assert times["alone 1"][0] > max(times["one"][1], times["other"][1])
     assert times["alone 2"][0] > times["alone 1"][1]
+
+
+@pytest.mark.usefixtures("_no_device")
+@pytest.mark.parametrize(
+    ("options", "backbone", "image_size", "fixed"),
+    [
+        ("", "bn_inception", 227, False),
+        ("--backbone efficientnet_lite0", "efficientnet_lite0", 224, False),
+        ("--backbone efficientnet_lite0 --image_size 128 --fixed_batch_norm", "efficientnet_lite0", 128, True),
+    ],
+)
+def test_options_choose_network_and_image_size(monkeypatch, capsys, options, backbone, image_size, fixed):
+    def compare(names, work, repeats, timeout_seconds):
+        assert work == Work("train", 32, ModelConfig(backbone=backbone, fixed_batch_norm=fixed), image_size)
+        return [ROW]
+
+    monkeypatch.setattr(torch_step, "compare", compare)
+    run_main(monkeypatch, {"mine": fake_variants.variant()}, *options.split())
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [report[name] for name in ("backbone", "image_size", "fixed_batch_norm")] == [backbone, image_size, fixed]
+    assert [row["variant"] for row in report["rows"]] == ["mine"]
+
+
+def test_an_image_size_that_does_not_fit_is_one_clear_line(monkeypatch):
+    with pytest.raises(SystemExit, match=r"^error: .*image_size is 48, which does not fit BN-Inception"):
+        run_main(monkeypatch, {"mine": fake_variants.variant()}, "--image_size", "48")
+
+
+@pytest.mark.usefixtures("_no_device")
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "flops"),
+    [
+        ("bn_inception", 227, 4.0977e9),
+        # Published: 407 million products, 1.28 million of them in the classifier.
+        ("efficientnet_lite0", 224, 2 * (407e6 - 1.28e6)),
+    ],
+)
+def test_utilisation_is_relative_to_the_flops_of_the_network(monkeypatch, backbone, image_size, flops):
+    work = WORK._replace(model=ModelConfig(backbone=backbone), image_size=image_size)
+    monkeypatch.setattr(torch_step, "VARIANTS", {"mine": fake_variants.variant()})
+    (row,) = torch_step.compare(["mine"], work, repeats=1, timeout_seconds=60)
+    assert isinstance(row, Measurement)
+    assert row.utilisation() == pytest.approx(3 * flops * row.images_per_second() / 1e12, rel=0.06)
+
+
+def test_networks_of_the_command_are_those_in_pytorch():
+    assert list(NETWORKS) == list(torch_step.NETWORKS)
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_fixed_batch_norm_keeps_the_statistics_of_the_pytorch_network(backbone, fixed):
+    network = make_network(ModelConfig(backbone=backbone, fixed_batch_norm=fixed), train=True)
+    assert network.training
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)).sum().backward()
+    same = {torch.equal(value, before[name]) for name, value in network.named_buffers()}
+    assert same == {fixed}
+    assert all(value.grad is not None for value in network.parameters())
+
+
+def test_activations_of_lite0_in_pytorch_do_not_shrink():
+    torch.manual_seed(0)
+    network = make_network(ModelConfig(backbone="efficientnet_lite0"), train=False)
+    with torch.no_grad():
+        images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+        deviations = {name: float(value.std()) for name, value in network.stages(images)}
+    # PyTorch's own initial kernels: 1e-9 in the head.
+    assert min(deviations[name] for name in ("stem", "block7", "block15", "head")) > 0.1, deviations
 
 
 @on_cpu
@@ -125,7 +194,7 @@ def test_peak_of_tensorfloat32_is_that_of_float32_on_devices_without_it(monkeypa
 
 
 def test_times_are_kept_if_the_profiler_ends_the_process():
-    found = measure_in_turns({"one": fake_variants.variant(profile_fault="exits")}, "train", 2, 1, 60)["one"]
+    found = measure_in_turns({"one": fake_variants.variant(profile_fault="exits")}, WORK, 1, 60)["one"]
     assert isinstance(found, Timing)
     assert found.step_seconds > 0
     assert found.activity is None
@@ -133,7 +202,7 @@ def test_times_are_kept_if_the_profiler_ends_the_process():
 
 def test_a_process_killed_between_turns_is_a_variant_error():
     others = set(multiprocessing.active_children())
-    worker = workers.Worker(fake_variants.variant(), "train", 2, timeout_seconds=60)
+    worker = workers.Worker(fake_variants.variant(), WORK, timeout_seconds=60)
     worker.begin_load()
     worker.end_load()
     worker.take_first_step()
@@ -158,7 +227,7 @@ def test_describe_returns_one_short_line():
 @pytest.mark.parametrize("name", ["ours_tensorfloat32", "compile_graphs", "amp", "compile_amp", "compile_graphs_amp"])
 def test_variants_for_gpus_raise_on_cpus(name):
     with pytest.raises(UserError, match="for GPUs"):
-        torch_step.VARIANTS[name].make("train", 2)
+        torch_step.VARIANTS[name].make(WORK)
 
 
 def test_fused_adam_computes_the_same_update():
@@ -174,7 +243,16 @@ def test_fused_adam_computes_the_same_update():
     torch.testing.assert_close(*weights)
 
 
-ROW = Measurement("train", "mine", 32, step_seconds=0.5, first_step_seconds=20.0, peak_mb=100.0, peak_flops=1e12)
+ROW = Measurement(
+    "train",
+    "mine",
+    32,
+    step_seconds=0.5,
+    first_step_seconds=20.0,
+    peak_mb=100.0,
+    peak_flops=1e12,
+    image_flops=4_097_700_000,
+)
 
 
 def test_table_cells_without_a_value_are_empty(capsys):

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import psutil
 
-from proxynca_jax.config import DataConfig, ModelConfig
-from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
+from proxynca_jax.models.network import TRAINING_PASSES
 
 STEPS = ("train", "embed")
 
@@ -28,6 +27,7 @@ class Measurement:
     first_step_seconds: float
     peak_mb: float
     peak_flops: float | None  # FLOP/s; None: unknown
+    image_flops: int  # model FLOP of embedding one image, from models.network.forward_flops
     data_wait_share: float | None = None  # 0 to 1; None: the images are already on the device
     # Per step, on average. None: there is no GPU, or no profile.
     device_busy_seconds: float | None = None
@@ -43,8 +43,7 @@ class Measurement:
         if self.peak_flops is None:
             return None
         passes = TRAINING_PASSES if self.step == "train" else 1
-        flops = passes * forward_flops(ModelConfig(), DataConfig().image_size)
-        return flops * self.images_per_second() / self.peak_flops
+        return passes * self.image_flops * self.images_per_second() / self.peak_flops
 
     def record(self) -> dict[str, Any]:
         """Returns the row for JSON."""
