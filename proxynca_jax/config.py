@@ -83,8 +83,8 @@ class DataConfig:
     eval_classes_file: str = ""  # folder, table: lists the evaluation classes, one a line; replaces fraction and seed
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
-    # Resize images to a square, whatever their aspect ratio, so that the evaluation's crop keeps both ends of a wide one.
-    # Training crops then have the aspect ratios below relative to the image's own.
+    # Resize images to a square, whatever their aspect ratio, so that the evaluation's crop keeps both ends of a wide
+    # one. The aspect ratios of training crops are then relative to the image's own.
     squash: bool = False
     crop_area_min: float = 0.08  # smallest area of a training crop, as a fraction of the image's
     crop_area_max: float = 1.0  # largest area of a training crop, as a fraction of the image's
@@ -128,8 +128,8 @@ class OptimConfig:
     # Epochs at the start that train only the embedding layer and the proxies. These start random, so the gradients that
     # they send back would harm a pretrained backbone.
     frozen_epochs: int = 0
-    # Epochs after those in which the backbone's rate rises evenly to its full value. Adam's first steps have the size of
-    # the rate whatever the gradients are, so a high rate would soon undo what the backbone has learnt.
+    # Epochs after those in which the backbone's rate rises evenly to its full value. Adam's first steps have the size
+    # of the rate whatever the gradients are, so a high rate would soon undo what the backbone has learnt.
     warmup_epochs: int = 0
     batch_size: int = 32  # images per step; an epoch's last partial batch is dropped
     learning_rate: float = 0.045  # backbone and embedding layer

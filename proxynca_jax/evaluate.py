@@ -1,13 +1,14 @@
 """Scores a run, or embeddings that anyone made, and prints a metric card: each score with all that it depends on.
 
-    python -m proxynca_jax.evaluate --run runs/cars [--checkpoint latest]
+    python -m proxynca_jax.evaluate --run runs/cars [--checkpoint latest] [--baselines]
     python -m proxynca_jax.evaluate --embeddings test.parquet
     python -m proxynca_jax.evaluate --embeddings queries.npz --gallery gallery.npz --recall_at 1 10 100 --no-nmi
 
 A run is scored on its evaluation classes. The network, the images, the settings and the seeds are those of training,
-and so are the numbers. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`),
-with labels that are integers or strings. Each image searches the other images or, if there is a gallery, the gallery.
-NMI clusters the queries alone.
+and so are the numbers. `--baselines` adds what training did not make: raw pixels, and the network that the run started
+from. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`), with labels that
+are integers or strings. Each image searches the other images or, if there is a gallery, the gallery. NMI clusters the
+queries alone.
 """
 
 import argparse
@@ -24,11 +25,13 @@ from proxynca_jax.machine.arguments import NO_GRAPHS, integer
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
+from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import read_about, read_embeddings
 from proxynca_jax.scores import describe_scores, score, score_at_r
 
+Queries = tuple[Float[np.ndarray, "images dim"], Int[np.ndarray, " images"]]  # vectors and labels
 SETTINGS = (
     "recall_at",
     "nmi",
@@ -46,34 +49,52 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parse(arguments)
     with exit_on_user_error():
-        if options.run:
-            kind = options.checkpoint or "best"
-            network, config, step = load_network(options.run, kind, graphs=not options.no_graphs)
-            precision = computed_in(config.model.compute_dtype)
-            splits = load_dataset(config.data).evaluation.splits()
-            (embeddings, labels), *others = [(embed(network, split, config), split.labels) for split in splits]
-            gallery = others[0] if others else None
-            title = f"{options.run}  {kind} checkpoint, step {step}"
-        else:
-            config = TrainConfig()
-            embeddings, labels, gallery = _read(options.embeddings, options.gallery)
-            precision = read_about(options.embeddings).get("compute_dtype")
-            title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
-        _override(config, options)
-        search = {"gallery": gallery, "distance": options.distance}
-        scores = score(embeddings, labels, config, **search)
-        print(f"{title}  {describe_scores(scores)}\n", flush=True)
-        scores |= score_at_r(embeddings, labels, **search)
-        print(metric_card(scores, embeddings, labels, config, precision=precision, **search))
+        (_score_run if options.run else _score_files)(options)
 
 
-def _read(
-    path: pathlib.Path, gallery_path: pathlib.Path | None
-) -> tuple[Float[np.ndarray, "images dim"], Int[np.ndarray, " images"], LabelledVectors | None]:
+def _score_run(options: argparse.Namespace) -> None:
+    kind, graphs = options.checkpoint or "best", not options.no_graphs
+    network, config, step = load_network(options.run, kind, graphs=graphs)
+    _override(config, options)
+    evaluation = load_dataset(config.data).evaluation
+    queries, *others = [(embed(network, split, config), split.labels) for split in evaluation.splits()]
+    title, precision = f"{options.run}  {kind} checkpoint, step {step}", computed_in(config.model.compute_dtype)
+    _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
+    if options.baselines:
+        rows = baselines(network, config, evaluation, distance=options.distance, graphs=graphs)
+        print(f"\n{describe_baselines(rows)}")
+
+
+def _score_files(options: argparse.Namespace) -> None:
+    config = TrainConfig()
+    _override(config, options)
+    queries, gallery = _read(options.embeddings, options.gallery)
+    title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
+    precision = read_about(options.embeddings).get("compute_dtype")
+    _print_scores(title, queries, gallery, config, options, precision=precision)
+
+
+def _print_scores(
+    title: str,
+    queries: Queries,
+    gallery: LabelledVectors | None,
+    config: TrainConfig,
+    options: argparse.Namespace,
+    *,
+    precision: str | None,
+) -> None:
+    search = {"gallery": gallery, "distance": options.distance}
+    scores = score(*queries, config, **search)
+    print(f"{title}  {describe_scores(scores)}\n", flush=True)
+    scores |= score_at_r(*queries, **search)
+    print(metric_card(scores, *queries, config, precision=precision, **search), flush=True)
+
+
+def _read(path: pathlib.Path, gallery_path: pathlib.Path | None) -> tuple[Queries, LabelledVectors | None]:
     """Reads queries and gallery, and numbers their classes."""
     embeddings, labels = read_embeddings(path)
     if gallery_path is None:
-        return embeddings, np.unique(labels, return_inverse=True)[1], None
+        return (embeddings, np.unique(labels, return_inverse=True)[1]), None
     others, other_labels = read_embeddings(gallery_path)
     for what, ours, theirs in (
         ("dimensions", embeddings.shape[1], others.shape[1]),
@@ -82,7 +103,7 @@ def _read(
         if ours != theirs:
             raise UserError(f"{path} and {gallery_path} differ in {what}, {ours} and {theirs}; both need the same.")
     _, classes = np.unique(np.concatenate([labels, other_labels]), return_inverse=True)
-    return embeddings, classes[: len(labels)], (others, classes[len(labels) :])
+    return (embeddings, classes[: len(labels)]), (others, classes[len(labels) :])
 
 
 def _override(config: TrainConfig, options: argparse.Namespace) -> None:
@@ -101,6 +122,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument("--run", type=pathlib.Path, help="the folder of a training run")
     source.add_argument("--embeddings", type=pathlib.Path, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--checkpoint", choices=KINDS, help="with --run: which of its states (default: best)")
+    parser.add_argument(
+        "--baselines", action="store_true", help="with --run: score raw pixels and the network before training, too"
+    )
     parser.add_argument("--gallery", type=pathlib.Path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
@@ -112,7 +136,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     settings.add_argument("--kmeans_restarts", type=integer(COUNT), metavar="N", help="k-means runs for NMI")
     settings.add_argument("--seed", type=integer(SEEDS), help="of k-means")
     options = parser.parse_args(arguments)
-    for option, needed in (("checkpoint", "run"), ("gallery", "embeddings")):
+    for option, needed in (("checkpoint", "run"), ("baselines", "run"), ("gallery", "embeddings")):
         if getattr(options, option) and not getattr(options, needed):
             parser.error(f"--{option} goes with --{needed}")
     return options

@@ -43,7 +43,7 @@ def make_optimizer(config: OptimConfig, *, steps_per_epoch: int) -> optax.Gradie
     Gradients may lack a group. Then there are no updates for it, and its moments and its count of steps stay.
 
     Args:
-        config: learning rates, schedule, weight decay, betas, epsilon, and the epochs that do not train the backbone or warm it up.
+        config: rates, schedule, weight decay, betas, epsilon, and the epochs that freeze the backbone or warm it up.
         steps_per_epoch: optimiser steps in an epoch.
     """
 

@@ -35,6 +35,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "loss.label_smoothing": ([0.0, 1.0], [-0.001, 1.001]),
     "optim.epochs": ([0], [-1]),
     "optim.frozen_epochs": ([0, 20], [-1, 21]),
+    "optim.warmup_epochs": ([0, 30], [-1]),
     "optim.batch_size": ([2], [1]),
     "optim.learning_rate": ([0.0], [-0.001]),
     "optim.embedding_learning_rate": ([0.0], [-0.001]),
@@ -52,6 +53,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
 REFERENCE = {  # the same on all three data sets
     "data.image_size": 227,
     "data.resize_size": 256,
+    "data.squash": False,
     "data.crop_area_min": 0.08,
     "data.crop_area_max": 1.0,
     "data.crop_aspect_max": 4 / 3,
@@ -63,6 +65,7 @@ REFERENCE = {  # the same on all three data sets
     "loss.name": "proxy_nca",
     "optim.batch_size": 32,
     "optim.frozen_epochs": 0,
+    "optim.warmup_epochs": 0,
     "optim.learning_rate": 0.045,
     "optim.embedding_learning_rate": 0.0,
     "optim.schedule": "exponential",
