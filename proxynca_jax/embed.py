@@ -24,7 +24,7 @@ import numpy as np
 
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import load_dataset
-from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages
+from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages, list_images
 from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import DataSet, Split
 from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
@@ -147,9 +147,7 @@ def _find_images(folder: pathlib.Path) -> Split:
     """Lists the images in a folder and in all folders below it. Names that start with a dot are skipped."""
     if not folder.is_dir():
         raise UserError(f"--images is {str(folder)!r}, which is not a folder.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not paths:
+    if not (paths := list_images(folder)):
         raise UserError(f"{folder} holds no images, that is files ending in {' '.join(sorted(IMAGE_SUFFIXES))}.")
     labels = np.full(len(paths), NO_LABEL, np.int32)
     return Split(images=FileImages(paths), names=[str(path) for path in paths], labels=labels, class_names=())

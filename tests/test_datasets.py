@@ -1,6 +1,7 @@
 """Splits from every layout on disk, and what each broken one says."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,27 @@ def test_each_side_needs_two_classes(tmp_path: Path, fraction: float, message: s
     trees.draw_folder(tmp_path, classes=4)
     with pytest.raises(UserError, match=message):
         load("folder", tmp_path, eval_fraction=fraction)
+
+
+def test_a_class_folder_too_high_is_named(tmp_path: Path):
+    trees.draw_folder(tmp_path / "photographs", classes=4)
+    with pytest.raises(UserError, match="There is one class, 'photographs'; training and evaluation need at least 2"):
+        load("folder", tmp_path)
+
+
+def test_images_below_a_class_folder_are_its_own_and_other_things_are_no_images(tmp_path: Path):
+    trees.draw_folder(tmp_path, classes=4)
+    names = [{name for split in load("folder", tmp_path) for name in split.names}]
+    classes = sorted(folder for folder in tmp_path.iterdir() if folder.is_dir())
+    image = next(classes[0].iterdir())
+    for name in ("2025/summer/one.JFIF", ".thumbnails/two.png", "2025/._three.png"):
+        (classes[0] / name).parent.mkdir(parents=True, exist_ok=True)
+        (classes[0] / name).write_bytes(image.read_bytes())
+    os.mkfifo(classes[1] / "pipe.png")
+    (classes[1] / "folder.png").mkdir()
+    (classes[1] / "link.png").symlink_to("nothing.png")
+    names.append({name for split in load("folder", tmp_path) for name in split.names})
+    assert names[1] == names[0] | {str(classes[0] / "2025/summer/one.JFIF")}
 
 
 def test_glyphs_need_no_root_and_are_divided_by_fraction():

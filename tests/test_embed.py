@@ -76,6 +76,7 @@ def test_a_split_scores_as_its_run_does(run, suffix, tmp_path, capsys):
     assert about(output)["backbone"] == "tiny"
     assert about(output)["preprocessing"] == {
         "channel_order": "RGB",
+        "squash": False,
         "scale": 1 / 255,
         "mean": [0.5, 0.5, 0.5],
         "std": [0.25, 0.25, 0.25],

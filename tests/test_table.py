@@ -259,7 +259,7 @@ FAULTS = {
     "one class": (f"{HEAD}\n0.png,a,train\n{ROWS[28:]}", "1 classes have rows of split train; training needs"),
     "one query": (f"{HEAD}\n{ROWS[:28]}2.png,c,query\n", "1 classes have rows of split query or gallery"),
     "no query": (f"{HEAD}\n{ROWS.replace('query', 'gallery')}", "no row has split query"),
-    "one fold": ("path,label\n0.png,a\n1.png,b\n2.png,c\n", "of 3 classes are for"),
+    "one fold": ("path,label\n0.png,a\n1.png,b\n2.png,c\n", "of 3 classes would be for"),
 }
 
 

@@ -1,5 +1,6 @@
 """Image files as a split: their contents are read when they are indexed."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,21 @@ from jaxtyping import Int
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Lists the image files in a folder and in all folders below it, sorted.
+
+    Names that start with a dot are skipped: macOS writes `._` files next to images. So is what is no regular file, such
+    as a pipe or a link to nothing.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 class FileImages(Sequence[bytes]):

@@ -68,12 +68,20 @@ class _SelectedImages(Sequence[Image]):
         return self.images[int(self.rows[index])]
 
 
-def divide(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> tuple[Split, Split]:
+def divide(
+    whole: Split,
+    evaluation: Bool[np.ndarray, " C"],
+    *,
+    purpose: str = "evaluation",
+    remedy: str = "of a folder or a table without splits change data.eval_fraction or data.eval_classes_file",
+) -> tuple[Split, Split]:
     """Divides a split by class and numbers the classes of each part from 0.
 
     Args:
         whole: All images of all classes.
         evaluation: Shape (C,), true for the classes to evaluate on.
+        purpose: What these classes are for, in the error.
+        remedy: How to go on otherwise, in the error.
 
     Returns:
         The training part and the evaluation part. Images and classes keep their order.
@@ -88,13 +96,12 @@ def divide(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> tuple[Split, Spl
             f"{len(empty)} of {len(counts)} classes have no image, the first is {empty[0]!r}. Every class needs at "
             "least one. Remove the class, or extract the data set again if the class should have images."
         )
-    for part, chosen in ("training", ~evaluation), ("evaluation", evaluation):
+    for part, chosen in ("training", ~evaluation), (purpose, evaluation):
         if chosen.sum() < 2:
-            raise UserError(
-                f"{chosen.sum()} of {len(chosen)} classes are for {part}; training and evaluation need at least 2 "
-                "each. Add classes or, if the data set is a folder or a table without splits, change "
-                "data.eval_fraction or data.eval_classes_file."
-            )
+            found = f"There is one class, {whole.class_names[0]!r}"
+            if len(chosen) > 1:
+                found = f"{chosen.sum()} of {len(chosen)} classes would be for {part}"
+            raise UserError(f"{found}; training and {purpose} need at least 2 each. Add classes, or {remedy}.")
     return _select(whole, ~evaluation), _select(whole, evaluation)
 
 

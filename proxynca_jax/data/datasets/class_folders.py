@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from proxynca_jax.data.image_files import IMAGE_SUFFIXES, file_split
+from proxynca_jax.data.image_files import file_split, list_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError
 
 
 def read_class_folders(root: Path, layout: str) -> Split:
-    """Lists the images `<class folder>/<image>` in sorted order.
-
-    Names that start with a dot are skipped: macOS writes `._` files next to images.
+    """Lists the images of each class folder in sorted order, with those in folders below it, as `list_images` does.
 
     Args:
         root: The directory that contains the class folders.
@@ -24,7 +22,7 @@ def read_class_folders(root: Path, layout: str) -> Split:
         raise UserError(f"{root} contains no class folders. {layout}")
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        images = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = list_images(folder)
         paths += images
         labels += [label] * len(images)
     return file_split(paths, labels, [folder.name for folder in folders])
