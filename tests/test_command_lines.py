@@ -69,20 +69,21 @@ def test_a_config_file_that_cannot_be_used(written, told, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["cub", "cars", "sop"])
-def test_the_whole_network_trains_on_every_layout(dataset, tmp_path):
-    """Twenty steps with the published settings, on 227 pixels, then the same scores again from the folder."""
+@pytest.mark.parametrize(("dataset", "images_per_class", "epochs"), [("cub", 20, 2), ("cars", 6, 1), ("sop", 6, 1)])
+def test_the_whole_network_trains_on_every_layout(dataset, images_per_class, epochs, tmp_path):
+    """A few steps with the published settings, on 227 pixels, then the same scores again from the folder."""
     draw = {"cub": trees.draw_cub, "cars": trees.draw_cars, "sop": trees.draw_sop}[dataset]
-    draw(tmp_path / "tree", classes=4, images_per_class=20)
-    options = [f"--config.data.root={tmp_path / 'tree'}", "--config.optim.batch_size=4", "--config.optim.epochs=2"]
+    draw(tmp_path / "tree", classes=4, images_per_class=images_per_class)
+    options = [f"--config.data.root={tmp_path / 'tree'}", "--config.optim.batch_size=4"]
+    options += [f"--config.optim.epochs={epochs}"]
     options += ["--config.evaluation.batch_size=8", "--config.log_every_steps=5"]
     command = ["proxynca_jax.train", "--config", f"configs/{dataset}.py", "--run", tmp_path / "run", *options]
     result = run(*command)
     assert result.returncode == 0, result.stderr
     assert "starting from random weights" in result.stdout
     assert (
-        f"warning: {dataset}: found 40 training and 40 evaluation images, but {DATASETS[dataset].published}"
-        in (result.stderr.splitlines()[0])
+        f"warning: {dataset}: found {2 * images_per_class} training and {2 * images_per_class} evaluation images, "
+        f"but {DATASETS[dataset].published}" in (result.stderr.splitlines()[0])
     )
     last = result.stdout.splitlines()[-2]
     again = run("proxynca_jax.evaluate", "--run", tmp_path / "run", "--checkpoint", "latest")

@@ -172,11 +172,11 @@ def real_losses() -> list[list[float]]:
         "batch_size": 64,
         "count": 2,
     }
-    return [train(layout_of(n), LossConfig(), classes=CLASSES, **options)["losses"] for n in DEVICES]
+    return [train(layout_of(n), LossConfig(), classes=CLASSES, **options)["losses"] for n in (1, DEVICES[-1])]
 
 
 @pytest.mark.slow
-def test_real_network_has_the_same_losses_on_any_number_of_devices():
+def test_real_network_has_the_same_losses_on_many_devices():
     losses = np.array(on_eight_devices("test_sharding.real_losses()", XLA_FLAGS="--xla_backend_optimization_level=0"))
     print("losses on one device, and differences from them:", losses[0], *(losses[1:] - losses[0]))
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), rtol=1e-5)
