@@ -1,5 +1,6 @@
 """Starts a network from weights: a converted file, or a package by name."""
 
+import difflib
 import os
 import pathlib
 
@@ -15,8 +16,11 @@ from proxynca_jax.weights.packages import PACKAGES, read_package
 
 
 def are_weights(path: str | os.PathLike[str]) -> bool:
-    """Tells weights from the folder of a run."""
-    return os.fspath(path) in PACKAGES or pathlib.Path(path).is_file()
+    """Tells weights from the folder of a run. A mistyped name of a package is weights, so that its error names it."""
+    name, path = os.fspath(path), pathlib.Path(path)
+    if name in PACKAGES or path.is_file():
+        return True
+    return not path.exists() and bool(difflib.get_close_matches(name, PACKAGES, cutoff=0.8))
 
 
 def read_weights(path: str | os.PathLike[str]) -> Converted:
