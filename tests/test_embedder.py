@@ -134,7 +134,9 @@ def test_a_converted_weights_file(dim, images, tmp_path):
 def test_what_is_neither_a_run_nor_weights_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         Embedder.load(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"no weights are called 'efficientnet_light0': did you mean 'efficientnet_lite0'"):
+    with pytest.raises(
+        UserError, match=r"no weights are called 'efficientnet_light0': did you mean 'efficientnet_lite0'"
+    ):
         Embedder.load("efficientnet_light0")
     with pytest.raises(UserError, match=r"cannot be read as a safetensors file"):
         Embedder.load(__file__)
