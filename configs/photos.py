@@ -8,7 +8,7 @@ def get_config() -> TrainConfig:
         data=DataConfig(dataset="folder", image_size=128, resize_size=146, squash=True, crop_area_min=0.3),
         model=ModelConfig(backbone="efficientnet_lite0", weights="efficientnet_lite0", fixed_batch_norm=True),
         optim=OptimConfig(
-            epochs=8,
+            epochs=6,
             frozen_epochs=1,
             warmup_epochs=2,
             learning_rate=2e-3,
