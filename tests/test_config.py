@@ -45,6 +45,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "optim.beta1": ([0.0, 0.999], [-0.001, 1.0]),  # at 1 the first moment stays 0, and so does its bias correction
     "optim.beta2": ([0.0, 0.9999], [-0.001, 1.0]),
     "optim.epsilon": ([1e-9], [0.0, -1.0]),
+    "checkpoint.every_minutes": ([0.0, 1e-3, 90.0], [-1.0]),
     "evaluation.batch_size": ([1], [0]),
     "evaluation.kmeans_restarts": ([1], [0]),
     "evaluation.validation_fraction": ([1e-9, 1.0], [0.0, 1.001]),
