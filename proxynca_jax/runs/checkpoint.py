@@ -32,7 +32,7 @@ class DamagedError(UserError):
 
 
 class Checkpoints:
-    """One state of each kind, in `<run>/checkpoints/<kind>/<step>`. Use it as a context, which ends with all written."""
+    """One state of each kind, in `<run>/checkpoints/<kind>/<step>`. A context: its end waits for all writes."""
 
     def __init__(self, run: pathlib.Path, *, every_minutes: float = 0.0):
         """Args:
