@@ -164,7 +164,8 @@ def test_a_state_of_other_classes_is_not_called_damaged(saved):
             UserError, match=r"of another network or other classes.*training/proxies is float32\[4, 8\]"
         ):
             checkpoints.restore(state_of(0, classes=5))
-        narrow = Variables({"other": jnp.zeros(3)}, state_of(0).network().batch_stats)
+        network = state_of(0).network()
+        narrow = Variables(network.params | {"other": jnp.zeros(3)}, network.batch_stats)
         with pytest.raises(UserError, match=r"network/params/other is missing there, float32\[3\] here"):
             checkpoints.restore_network("best", narrow)
 
@@ -181,7 +182,7 @@ def test_a_missing_kind_is_named_and_the_other_one_offered(saved):
 def test_the_state_is_saved_inside_an_epoch_when_it_is_due(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
-    with Checkpoints(tmp_path, every_minutes=10) as checkpoints:
+    with Checkpoints(tmp_path, every_minutes=10.0) as checkpoints:
         for now, expected in ((599.0, None), (601.0, 601), (1200.0, 601), (1202.0, 1202)):
             checkpoints.save_if_due(int(now), state_of(0))
             assert checkpoints.latest_step() == expected

@@ -6,10 +6,14 @@ run's config.json names the backbone.
 """
 
 import dataclasses
+import gc
+import json
 import pathlib
 import shutil
+import sys
 import time
 import warnings
+import zlib
 from typing import Any
 
 import jax
@@ -41,9 +45,10 @@ class Checkpoints:
         """
         self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
+        self._folder = (run / "checkpoints").absolute()  # Orbax takes absolute paths only
         self._managers = {
             kind: ocp.CheckpointManager(
-                (run / "checkpoints" / kind).absolute(),  # Orbax takes absolute paths only
+                self._folder / kind,
                 options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True),
                 item_names=("network", "training", DIGESTS),
             )
@@ -71,8 +76,10 @@ class Checkpoints:
             return
         # Copies, because the next training step overwrites the state's memory while this one is written.
         items = jax.tree.map(jnp.copy, _items(state))
-        saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        manager.save(step, args=ocp.args.Composite(**saved, digests=ocp.args.JsonSave(digests(items))), force=True)
+        saved: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        written = digests(items)
+        saved[DIGESTS] = ocp.args.JsonSave({"arrays": written, "check": _check(written)})
+        manager.save(step, args=ocp.args.Composite(**saved), force=True)
 
     def save_if_due(self, step: int, state: TrainState) -> None:
         """Saves the latest state if the last save was `every_minutes` ago. All processes must call it equally often."""
@@ -149,20 +156,19 @@ class Checkpoints:
         if step is None:
             others = [other for other in KINDS if self.latest_step(other) is not None]
             hint = f" There is one of the kind {others[0]!r} (--checkpoint {others[0]})." if others else ""
-            raise UserError(f"{manager.directory} has no state: none was saved yet, or it was deleted.{hint}")
-        place = manager.directory / str(step)
+            raise UserError(f"{self._folder / kind} has no state: none was saved yet, or it was deleted.{hint}")
+        place = self._folder / kind / str(step)
         written = self._written_digests(kind, step)
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, item) for name, item in items.items()}
         if written is not None and (differing := _other_shapes(items, written)):
             raise _of_another_network(place, "; ".join(differing[:SHOWN_LEAVES]))
         arguments = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-        try:
-            restored = manager.restore(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:  # Orbax, TensorStore and zstd have their own for each fault of a file
-            # Orbax compares with the tree that it is given: a leaf that is missing or of another shape is an error.
-            if written is None and isinstance(error, ValueError | KeyError):
-                raise _of_another_network(place, str(error)) from error
-            raise _damaged(place, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        restored, fault = self._read(kind, step, arguments)
+        # Orbax compares with the tree that it is given: a leaf that is missing or of another shape is an error.
+        if written is None and isinstance(fault, ValueError | KeyError):
+            raise _of_another_network(place, str(fault))
+        if fault:
+            raise _damaged(place, _first_line(fault))
         if written is None:
             warnings.warn(f"{place} is of an earlier version: damage to it cannot be noticed", stacklevel=2)
         elif differing := [name for name, digest in digests(restored).items() if written[name] != digest]:
@@ -175,25 +181,47 @@ class Checkpoints:
         Raises:
             DamagedError: if they cannot be read.
         """
-        place = self._managers[kind].directory / str(step)
+        place = self._folder / kind / str(step)
         if not (place / DIGESTS).exists():
             return None
+        found, fault = self._read(kind, step, {DIGESTS: ocp.args.JsonRestore()})
+        if fault:
+            raise _damaged(place, _first_line(fault))
+        written, check = (found[DIGESTS].get(name) for name in ("arrays", "check"))
+        if check != _check(written):
+            raise _damaged(place, "its digests have changed")
+        return written
+
+    def _read(self, kind: str, step: int, arguments: dict[str, Any]) -> tuple[dict[str, Any], Exception | None]:
+        """Reads items of a state, or returns what Orbax or TensorStore say against it: each has its own errors."""
         try:
-            found = self._managers[kind].restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))
-            return dict(found[DIGESTS])
+            return dict(self._managers[kind].restore(step, args=ocp.args.Composite(**arguments)).items()), None
         except Exception as error:
-            raise _damaged(place / DIGESTS, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+            fault = error.with_traceback(None)
+        # Orbax leaves other reads of the same state behind. When they are collected, Python would print each.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        gc.collect()
+        sys.unraisablehook = hook
+        return {}, fault
 
     def _put_aside(self, kind: str) -> None:
         """Moves a damaged state out of the way of those that will be saved."""
         manager = self._managers[kind]
         step = manager.latest_step()
         if processes.is_first():
-            aside = manager.directory.parent / f"damaged-{kind}-{step}"
+            aside = self._folder / f"damaged-{kind}-{step}"
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.move(manager.directory / str(step), aside)
+            (self._folder / kind / str(step)).rename(aside)
         processes.wait_for_all("the damaged state")
         manager.reload()
+
+
+def _first_line(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {fault}".splitlines()[0]
+
+
+def _check(written: dict[str, str]) -> int:
+    return zlib.crc32(json.dumps(written, sort_keys=True).encode())
 
 
 def _other_shapes(items: dict[str, Tree], written: dict[str, str]) -> list[str]:
