@@ -62,6 +62,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of each n
     "optim.beta2": (0, 0.999999),
     "optim.epsilon": (TINY, math.inf),
     "evaluation.batch_size": COUNT,
+    "checkpoint.every_minutes": (0, math.inf),
     "evaluation.kmeans_restarts": COUNT,
     "evaluation.validation_fraction": (TINY, 1),
 }
@@ -172,6 +173,9 @@ class CheckpointConfig:
     """What a run keeps beside its latest state, from which it continues."""
 
     best_metric: str = "recall_at_1"  # the evaluation metric whose highest value marks the best state
+    # Inside an epoch, save the latest state when the last save was this long ago. 0: only after epochs. It happens when
+    # the loss is looked at, every `log_every_steps`, and is written while training goes on.
+    every_minutes: float = 10.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -109,16 +109,20 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
     """
     job, state = _prepare(config, run, graphs)
     log, epoch_steps = job.log, job.epoch_steps
-    with Checkpoints(run) as checkpoints, stop_on_signal() as check:
-        # Programs and images
-        step = checkpoints.latest_step() or 0
-        job = _make_ready(job, state, step, check)
-
+    every_minutes = config.checkpoint.every_minutes
+    with Checkpoints(run, every_minutes=every_minutes) as checkpoints, stop_on_signal() as check:
         # Restore
+        restored, step, damages = checkpoints.restore_newest(state)
+        for damage in damages:
+            log.line(f"{damage} It was put aside.")
         if step:
-            state = checkpoints.restore(state)
             log.line(f"continuing from step {step}, in epoch {step // epoch_steps}")
         log.keep_records_until(step)
+        _keep_best(job, restored, step, checkpoints)
+
+        # Programs and images
+        job = _make_ready(job, state, step, check)  # for fresh arrays, as when the run began: nothing compiles again
+        state = restored
 
         # Loop
         try:
@@ -137,6 +141,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
                         if step % config.log_every_steps == 0:
                             waited = stalls.seconds / progress.seconds()
                             progress.show(f"loss {_finite(loss, step, config):.4f}  data wait {waited:.0%}")
+                            checkpoints.save_if_due(step, state)
                         check()
                     _finite(state.loss_sum, step, config)  # waits for the device
                     pace = _pace(progress, stalls)
@@ -152,6 +157,16 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
         log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
         if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
             _test_best(job, state, checkpoints, check)
+
+
+def _keep_best(job: Job, state: steps.TrainState, step: int, checkpoints: Checkpoints) -> None:
+    """Saves the best state again if it is lost and is the state that the run goes on from, or says that it is lost."""
+    if not job.evaluation_records() or (best := job.best())["step"] == checkpoints.latest_step("best"):
+        return
+    if best["step"] == step:
+        checkpoints.save("best", step, state)
+    else:
+        job.log.line(f"the best state, of epoch {best['epoch']}, is lost. A better epoch would be the next best one.")
 
 
 def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tuple[Job, steps.TrainState]:
@@ -347,6 +362,11 @@ def _score(
 def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
     """Scores the best checkpoint once on the test classes. `state` provides the shapes."""
     best = job.best()
+    if checkpoints.latest_step("best") != best["step"]:
+        raise UserError(
+            f"the best state, of epoch {best['epoch']}, is lost, so it cannot be scored on the test classes. To score "
+            f"the last one: python -m proxynca_jax.evaluate --run {job.log.folder} --checkpoint latest"
+        )
     variables = checkpoints.restore_network("best", state.network())
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
     record = processes.record_of_first(record | _score(job, job.test, variables, check))

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):
     path = tmp_path / "run" / "config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"model": settings["model"] | {"backbone": "bn_inception"}}))
-    with pytest.raises(UserError, match=r"best checkpoint in .* is of another network .*model\.backbone"):
+    with pytest.raises(UserError, match=r"the state in .*best.* is of another network .*model\.backbone"):
         load_network(tmp_path / "run", "best")
     path.write_text(json.dumps(settings | {"model": settings["model"] | {"backbone": "tinny"}}))
     with pytest.raises(UserError, match=r"model\.backbone is 'tinny': did you mean 'tiny'\?"):

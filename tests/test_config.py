@@ -45,6 +45,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "optim.beta1": ([0.0, 0.999], [-0.001, 1.0]),  # at 1 the first moment stays 0, and so does its bias correction
     "optim.beta2": ([0.0, 0.9999], [-0.001, 1.0]),
     "optim.epsilon": ([1e-9], [0.0, -1.0]),
+    "checkpoint.every_minutes": ([0.0, 1e-3, 90.0], [-1.0]),
     "evaluation.batch_size": ([1], [0]),
     "evaluation.kmeans_restarts": ([1], [0]),
     "evaluation.validation_fraction": ([1e-9, 1.0], [0.0, 1.001]),
@@ -228,7 +229,8 @@ def test_run_does_not_continue_with_another(name, config, tmp_path):
     before = flatten(config)[name]
     *groups, field = name.split(".")
     setattr(functools.reduce(getattr, groups, config), field, other(before))
-    if name in ("optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"):
+    free = ("optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps", "checkpoint.every_minutes")
+    if name in free:
         open_run(tmp_path, config)
         assert read_config(tmp_path) == config
     else:

@@ -60,6 +60,13 @@ def wait_for_all(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
+def decision_of_first(decision: bool) -> bool:
+    """Returns the first process's decision in all processes. Their clocks may differ."""
+    if jax.process_count() == 1:
+        return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+
+
 def record_of_first(record: dict[str, Any]) -> dict[str, Any]:
     """Returns the first process's record in all processes.
 

@@ -12,7 +12,9 @@ from proxynca_jax.machine.atomic_file import replace_file
 
 # These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
 # changes the learning rate of every step.
-FREE_TO_CHANGE = frozenset({"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps"})
+FREE_TO_CHANGE = frozenset(
+    {"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps", "checkpoint.every_minutes"}
+)
 
 CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxynca_jax.train --config <this file>"""
 

@@ -20,6 +20,7 @@ class MetricLog:
         folder: of the run.
         writes: whether to write the files. If not, new records are kept in memory only.
         """
+        self.folder = folder
         self._text = folder / "log.txt"
         self._path = folder / "metrics.jsonl"
         self._writes = writes
