@@ -26,7 +26,7 @@ from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages, list_images
 from proxynca_jax.data.pipeline import NO_LABEL
-from proxynca_jax.data.split import DataSet, Split
+from proxynca_jax.data.split import GALLERY, QUERY, TRAIN, DataSet, Split
 from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS
@@ -37,9 +37,14 @@ from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
+from proxynca_jax.runs.image_list import inspect_as_trained
 from proxynca_jax.weights.pretrained import are_weights
 
-SPLITS = ("train", "test", "gallery")  # train contains the classes of the validation protocol, too
+SPLITS = {
+    "train": TRAIN,
+    "test": QUERY,
+    "gallery": GALLERY,
+}  # train contains the classes of the validation protocol, too
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run, or weights")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="which of its states (default: best)")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--split", choices=SPLITS, help="embed these images of the run's data set")
+    source.add_argument("--split", choices=tuple(SPLITS), help="embed these images of the run's data set")
     source.add_argument("--images", type=pathlib.Path, metavar="FOLDER", help="embed all images in it, however deep")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
@@ -75,7 +80,7 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
         split, labels = _find_images(options.images), None
     else:
         dataset = load_dataset(config.data)
-        split = _choose_split(dataset, options.split, config)
+        split = _choose_split(options.run, dataset, options.split, config)
         labels = split.labels
     contents = Contents(
         paths=split.names,
@@ -110,18 +115,17 @@ def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dic
     return network, config, {"run": str(options.run.absolute()), "checkpoint": options.checkpoint, "step": step}
 
 
-def _choose_split(dataset: DataSet, name: str, config: TrainConfig) -> Split:
+def _choose_split(run: pathlib.Path, dataset: DataSet, name: str, config: TrainConfig) -> Split:
     """Returns one of SPLITS.
 
     Raises:
-        UserError: If it is the gallery and there is none.
+        UserError: If it is the gallery and there is none, or if its images are not those of the run.
     """
-    evaluation = dataset.evaluation
-    split = {"train": dataset.train, "test": evaluation.queries, "gallery": evaluation.gallery}[name]
-    if split is None:
+    side = SPLITS[name]
+    if side not in dataset.sides():
         fault = f"the data set {config.data.dataset!r} has no gallery: its test images search each other"
         raise UserError(f"{fault}. Use --split test.")
-    return split
+    return inspect_as_trained(run, dataset, [side], config.data)[side]
 
 
 def _describe_scoring(options: argparse.Namespace, config: TrainConfig, *, with_gallery: bool) -> str:

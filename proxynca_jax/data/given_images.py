@@ -31,9 +31,9 @@ class _GivenImages(Sequence[Image]):
     def __getitem__(self, index: int) -> Image:  # pyright: ignore[reportIncompatibleMethodOverride]
         image = self.images[index]
         if isinstance(image, PIL.Image.Image):
-            return to_rgb(image.copy())
+            return to_rgb(image.copy(), _name(image, index))
         if isinstance(image, np.ndarray):
-            return _pixels(image)
+            return _pixels(image, _name(image, index))
         return read_image(Path(image).expanduser())
 
 
@@ -75,7 +75,7 @@ def _check_array(image: np.ndarray, name: str) -> None:
         )
 
 
-def _pixels(image: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+def _pixels(image: np.ndarray, name: str) -> UInt8[np.ndarray, "height width 3"]:
     if image.ndim == 3 and image.shape[2] == 3:
         return image
-    return to_rgb(PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
+    return to_rgb(PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image), name)
