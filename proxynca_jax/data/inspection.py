@@ -11,7 +11,7 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.machine.cache_folder import cache_folder
+from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 
 # What this version decodes, another one may not: each remembers files of its own.
@@ -73,7 +74,9 @@ def inspect_dataset(dataset: DataSet, config: DataConfig) -> tuple[DataSet, dict
     return DataSet(train, Evaluation(*evaluation)), faults
 
 
-def inspect_splits(sides: Mapping[str, Split], config: DataConfig) -> tuple[dict[str, Split], dict[str, str]]:
+def inspect_splits(
+    sides: Mapping[str, Split], config: DataConfig, check: Callable[[], None] = never
+) -> tuple[dict[str, Split], dict[str, str]]:
     """Reads and decodes every image file, and computes its digest.
 
     Images that are no files are not decoded: drawn ones are whole, and ArrayRecord files have checksums.
@@ -81,6 +84,7 @@ def inspect_splits(sides: Mapping[str, Split], config: DataConfig) -> tuple[dict
     Args:
         sides: Splits by name.
         config: What to do about damaged files, and the number of threads.
+        check: Called often; raises to stop.
 
     Returns:
         The splits with `digests`, and the fault of each image that was left out, by name.
@@ -89,7 +93,7 @@ def inspect_splits(sides: Mapping[str, Split], config: DataConfig) -> tuple[dict
         UserError: If a file cannot be read or decoded and `data.on_bad_image` is not SKIP, or if leaving such files
             out leaves a class without images.
     """
-    seen = _see(list(sides.values()), config)
+    seen = _see(list(sides.values()), config, check)
     faults = {
         split.names[row]: seen[number][row].fault
         for number, split in enumerate(sides.values())
@@ -171,7 +175,7 @@ def _good(split: Split, found: list[Seen]) -> Split:
     return kept
 
 
-def _see(splits: list[Split], config: DataConfig) -> list[list[Seen]]:
+def _see(splits: list[Split], config: DataConfig, check: Callable[[], None] = never) -> list[list[Seen]]:
     """Looks at each image of each split. What was read until an error or Ctrl-C is remembered, too."""
     memory = _memory(splits)
     known = {} if memory is None else _recall(memory)
@@ -186,6 +190,7 @@ def _see(splits: list[Split], config: DataConfig) -> list[list[Seen]]:
             for part in pool.map(lambda task: [_look(split, row, known) for split, row in task], tasks):
                 seen += part
                 progress.advance(len(part))
+                check()
     finally:
         pool.shutdown(cancel_futures=True)
         if memory is not None:

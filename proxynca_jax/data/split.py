@@ -25,6 +25,7 @@ class Split:
     # The part of each image to use: top, left, height and width in pixels, as `transforms.Box`. A height of 0: all of
     # it. None: all of every image. `transforms.load_image` cuts the boxes out.
     boxes: Int32[np.ndarray, "N 4"] | None = None
+    upright: bool = False  # turn images as their EXIF orientation says; data sets are seen as stored
     files: bool = False  # whether the names are the paths of files that contain the images
     # N, of each image's content and box, from `inspection`; None: not computed. They outlast a move of the files.
     digests: Sequence[str] | None = None

@@ -64,7 +64,8 @@ def load_image(split: Split, index: int) -> Pixels:
         UserError: If the content is truncated or not an image, or if the box is not inside of it.
     """
     name = split.names[index]
-    image, box = decode(split.images[index], name), _box(split, index)
+    image = (decode_upright if split.upright else decode)(split.images[index], name)
+    box = _box(split, index)
     if box is None:
         return image
     height, width, _ = image.shape
@@ -105,12 +106,15 @@ def decode(image: Image, name: str) -> Pixels:
         return to_rgb(file, name)
 
 
-def decode_upright(image: bytes, name: str) -> Pixels:
+def decode_upright(image: Image, name: str) -> Pixels:
     """Decodes a whole image and turns it as its EXIF orientation says. Arguments and errors are those of `decode`."""
     pixels = decode(image, name)
+    if isinstance(image, np.ndarray):
+        return pixels
     orientation = 1
     with contextlib.suppress(Exception), _opened(image, name) as file:  # damaged EXIF does not damage the pixels
-        if file.format != "PNG" or b"eXIf" in image:  # Pillow decodes a whole PNG to look for EXIF behind its pixels
+        # Pillow turns TIFF itself, and it decodes a whole PNG to look for EXIF behind the pixels.
+        if file.format != "TIFF" and (file.format != "PNG" or b"eXIf" in image):
             orientation = file.getexif().get(PIL.ExifTags.Base.Orientation, 1)
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
@@ -170,7 +174,7 @@ def _decode_jpeg(content: bytes) -> Pixels | None:
         return None
     with contextlib.suppress(ValueError):
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(content)
-        if colour_space not in ("CMYK", "YCCK") and height * width <= MAX_PIXELS:
+        if colour_space not in ("CMYK", "YCCK") and int(height) * int(width) <= MAX_PIXELS:
             return simplejpeg.decode_jpeg(content)
     return None
 

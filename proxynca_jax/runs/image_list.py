@@ -8,7 +8,7 @@ move. `left_out.txt` has the images that `data.on_bad_image=skip` left out, and 
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from proxynca_jax.data.split import TRAIN, DataSet, Evaluation, Split
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file, replacing
+from proxynca_jax.machine.interrupt import never
 
 NAME, LEFT_OUT = "images.parquet", "left_out.txt"
 EXAMPLES = 3
@@ -123,7 +124,11 @@ def require_same_images(run: pathlib.Path, now: Sequence[ListedImage], root: str
 
 
 def inspect_as_trained(
-    run: pathlib.Path, dataset: DataSet, sides: Iterable[str], config: DataConfig
+    run: pathlib.Path,
+    dataset: DataSet,
+    sides: Iterable[str],
+    config: DataConfig,
+    check: Callable[[], None] = never,
 ) -> dict[str, Split]:
     """Inspects some sides of a run's data set as `inspect_splits` does, and checks that they are what the run has.
 
@@ -131,7 +136,7 @@ def inspect_as_trained(
         UserError: As for `inspect_splits` and `require_same_images`.
     """
     whole = dataset.sides()
-    chosen, _ = inspect_splits({side: whole[side] for side in sides}, config)
+    chosen, _ = inspect_splits({side: whole[side] for side in sides}, config, check)
     require_same_images(run, list_images(chosen, dataset), config.root)
     return chosen
 
