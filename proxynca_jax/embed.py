@@ -82,11 +82,11 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     dataset = photographs = None
     if options.images:
         split, photographs = find_photographs(options.images)
-        names, labels = [], None
+        names, labels = list[str](), None
     else:
         dataset = load_dataset(config.data)
         split = _choose_split(options, dataset, config, check)
-        names, labels = split.names, split.labels
+        names, labels = list(split.names), split.labels
     contents = Contents(
         paths=names,
         labels=labels,

@@ -93,8 +93,10 @@ def read_embeddings(
         embeddings, labels = read(path)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except Exception as error:  # damaged and hostile files: zlib.error, TokenError, MemoryError for claimed sizes, ...
         raise UserError(f"{path} cannot be read as a {path.suffix} file: {error}") from error
+    if not isinstance(embeddings, np.ndarray) or not isinstance(labels, np.ndarray):
+        raise UserError(f"{path} is damaged: its embeddings or labels are not arrays.")
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.size:
         raise UserError(
             f"{path} contains embeddings of shape {embeddings.shape} and labels of shape {labels.shape}. The shapes "
@@ -116,7 +118,10 @@ def read_about(path: pathlib.Path) -> Mapping[str, Any]:
             text = str(arrays[METADATA_KEY]) if METADATA_KEY in arrays.files else "{}"
     else:
         text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY.encode(), b"{}").decode()
-    return json.loads(text)
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: what it says of its embeddings cannot be read ({error}).") from error
 
 
 def _check_suffix(path: pathlib.Path) -> str:
