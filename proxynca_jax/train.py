@@ -3,9 +3,9 @@
     python -m proxynca_jax.train --config configs/glyphs.py
     python -m proxynca_jax.train --config configs/cars.py --config.data.root=/data/cars196 --run runs/cars
 
-A run's folder contains config.json, log.txt, metrics.jsonl, and the latest and the best checkpoint. It also contains
-config.py, which `--config` takes to repeat the run. Ctrl-C saves a run. The same command with the same `--run`
-continues it.
+A run's folder contains config.json, images.parquet (the list of its images), log.txt, metrics.jsonl, and the latest and
+the best checkpoint. It also contains config.py, which `--config` takes to repeat the run. Ctrl-C saves a run. The same
+command with the same `--run` continues it.
 """
 
 import contextlib

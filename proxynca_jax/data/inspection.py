@@ -179,7 +179,6 @@ def _see(splits: list[Split], config: DataConfig, check: Callable[[], None] = ne
     """Looks at each image of each split. What was read until an error or Ctrl-C is remembered, too."""
     memory = _memory(splits)
     known = {} if memory is None else _recall(memory)
-    start = time.time()
     rows = iter([(split, row) for split in splits for row in range(len(split.names))])
     tasks = list(iter(lambda: list(itertools.islice(rows, IMAGES_PER_TASK)), []))
     images = sum(len(split.names) for split in splits)
@@ -194,7 +193,7 @@ def _see(splits: list[Split], config: DataConfig, check: Callable[[], None] = ne
     finally:
         pool.shutdown(cancel_futures=True)
         if memory is not None:
-            _remember(memory, known, seen, settled_ns=int((start - SETTLED_SECONDS) * 1e9))
+            _remember(memory, known, seen)
     every = iter(seen)
     return [list(itertools.islice(every, len(split.names))) for split in splits]
 
@@ -230,7 +229,8 @@ def _look_at_file(name: str, known: Mapping[str, tuple[Stamp, str]]) -> Seen:
         decode(content, name)
     except UserError as error:
         return Seen("", str(error))
-    return Seen(_digest(content), "", path, stamp)
+    settled = time.time_ns() - about.st_ctime_ns > SETTLED_SECONDS * 1e9
+    return Seen(_digest(content), "", path, stamp if settled else None)
 
 
 def _digest(content: bytes) -> str:
@@ -256,8 +256,8 @@ def _recall(memory: Path) -> dict[str, tuple[Stamp, str]]:
         return {}
 
 
-def _remember(memory: Path, known: dict[str, tuple[Stamp, str]], seen: list[Seen], *, settled_ns: int) -> None:
-    new = {image.path: (image.stamp, image.digest) for image in seen if image.stamp and image.stamp[2] < settled_ns}
+def _remember(memory: Path, known: dict[str, tuple[Stamp, str]], seen: list[Seen]) -> None:
+    new = {image.path: (image.stamp, image.digest) for image in seen if image.stamp}
     if not new:
         return
     rows = known | new
