@@ -111,6 +111,8 @@ def decode_upright(image: Image, name: str) -> Pixels:
     pixels = decode(image, name)
     if isinstance(image, np.ndarray):
         return pixels
+    if simplejpeg.is_jpeg(image) and b"Exif" not in image and b"Orientation" not in image:  # the latter is XMP's
+        return pixels  # faster than asking Pillow, and most data sets have no EXIF
     orientation = 1
     with contextlib.suppress(Exception), _opened(image, name) as file:  # damaged EXIF does not damage the pixels
         # Pillow turns TIFF itself, and it decodes a whole PNG to look for EXIF behind the pixels.
