@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import stat
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from proxynca_jax.config import SKIP, DataConfig
 from proxynca_jax.data.image_files import read_image, shared_folder
@@ -31,7 +33,6 @@ from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.machine.cache_folder import cache_folder
 from proxynca_jax.machine.interrupt import never
-from proxynca_jax.machine.progress import Progress
 
 # What this version decodes, another one may not: each remembers files of its own.
 VERSION = f"1 {PIL.__version__}"
@@ -185,10 +186,11 @@ def _see(splits: list[Split], config: DataConfig, check: Callable[[], None] = ne
     seen: list[Seen] = []
     pool = ThreadPoolExecutor(decoding_threads(config), "inspect")
     try:
-        with Progress("reading images", images=images) as progress:
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=images, desc="reading images", unit="img", leave=False, disable=hidden) as bar:
             for part in pool.map(lambda task: [_look(split, row, known) for split, row in task], tasks):
                 seen += part
-                progress.advance(len(part))
+                bar.update(len(part))
                 check()
     finally:
         pool.shutdown(cancel_futures=True)
