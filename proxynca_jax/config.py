@@ -13,6 +13,7 @@ from typing import Any
 
 from proxynca_jax.errors import UserError, nearest
 
+ERROR, SKIP = ON_BAD_IMAGE = ("error", "skip")  # what to do about image files that cannot be read
 PLACEMENTS = ("host", "device")  # where training images are cropped: as they are read, or in device memory
 NMI_AVERAGES = ("arithmetic", "geometric")
 COMPUTE_DTYPES = ("float32", "tensorfloat32", "bfloat16")
@@ -23,6 +24,7 @@ PROTOCOLS = ("reference", "validation")
 SCHEDULES = ("exponential", "cosine")
 # Valid values of each text field that has only a few, except data.dataset: data.datasets.DATASETS has those.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "data.on_bad_image": ON_BAD_IMAGE,
     "data.placement": PLACEMENTS,
     "model.compute_dtype": COMPUTE_DTYPES,
     "optim.schedule": SCHEDULES,
@@ -82,6 +84,8 @@ class DataConfig:
     eval_fraction: float = 0.5  # folder, table, glyphs: fraction of the classes to evaluate on
     split_seed: int = 0  # folder, table, glyphs: chooses these classes
     eval_classes_file: str = ""  # folder, table: lists the evaluation classes, one a line; replaces fraction and seed
+    # One of ON_BAD_IMAGE. Every image file is read once before a run begins; "skip" leaves out those that are damaged.
+    on_bad_image: str = "error"
     image_size: int = 227  # pixels, side of the square that the network sees
     resize_size: int = 256  # pixels, shorter side before the evaluation's centre crop
     # Resize images to a square, whatever their aspect ratio, so that the evaluation's crop keeps both ends of a wide

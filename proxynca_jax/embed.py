@@ -7,6 +7,9 @@
 With `--images`, `--run` may also be weights: a converted file, or the name of a package's weights. A run's data set
 has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
 
+`--images` turns photographs upright, as their EXIF orientation says. Images that cannot be read are left out and listed
+in a file next to the output; with `--strict`, the first of them ends the command.
+
 The file contains embeddings, paths and, of a split, labels, as `embedding_files` describes. It replaces a file of the
 same name once it is complete, so an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
 """
@@ -17,19 +20,17 @@ import dataclasses
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import load_dataset
-from proxynca_jax.data.image_files import IMAGE_SUFFIXES, FileImages, list_images
-from proxynca_jax.data.pipeline import NO_LABEL
-from proxynca_jax.data.split import DataSet, Split
+from proxynca_jax.data.photographs import find_photographs, readable
+from proxynca_jax.data.split import GALLERY, QUERY, TRAIN, DataSet, Split
 from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
@@ -37,9 +38,14 @@ from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
+from proxynca_jax.runs.image_list import inspect_as_trained
 from proxynca_jax.weights.pretrained import are_weights
 
-SPLITS = ("train", "test", "gallery")  # train contains the classes of the validation protocol, too
+SPLITS = {
+    "train": TRAIN,
+    "test": QUERY,
+    "gallery": GALLERY,
+}  # train contains the classes of the validation protocol, too
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,11 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run, or weights")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="which of its states (default: best)")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--split", choices=SPLITS, help="embed these images of the run's data set")
+    source.add_argument("--split", choices=tuple(SPLITS), help="embed these images of the run's data set")
     source.add_argument("--images", type=pathlib.Path, metavar="FOLDER", help="embed all images in it, however deep")
+    parser.add_argument("--strict", action="store_true", help="with --images: stop at one that cannot be read")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
+    if options.strict and not options.images:
+        parser.error("--strict goes with --images")
     with exit_on_user_error(), stop_on_signal() as check:
         try:
             _embed(options, check)
@@ -70,15 +79,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     check_output(options.output)
     network, config, origin = _load(options)
-    dataset = None
+    dataset = photographs = None
     if options.images:
-        split, labels = _find_images(options.images), None
+        split, photographs = find_photographs(options.images)
+        names, labels = list[str](), None
     else:
         dataset = load_dataset(config.data)
-        split = _choose_split(dataset, options.split, config)
-        labels = split.labels
+        split = _choose_split(options, dataset, config, check)
+        names, labels = list(split.names), split.labels
     contents = Contents(
-        paths=split.names,
+        paths=names,
         labels=labels,
         dim=embedding_width(config),
         about={
@@ -93,10 +103,20 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
         },
     )
     with contextlib.closing(embed_batches(network, split, config, check)) as batches:
-        write_embeddings(options.output, batches, contents)
-    print(f"{options.output}: {len(split.names):,} embeddings of {contents.dim} dimensions")
+        rows = batches if photographs is None else readable(batches, photographs, names, strict=options.strict)
+        write_embeddings(options.output, rows, contents)
+    print(f"{options.output}: {len(names):,} embeddings of {contents.dim} dimensions")
+    if photographs is not None and photographs.faults:
+        _list_left_out(options.output, photographs.faults)
     if dataset is not None:
         print(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
+
+
+def _list_left_out(output: pathlib.Path, faults: Mapping[int, str]) -> None:
+    """Lists the photographs that are not in the output, in a file next to it."""
+    path = output.with_name(f"{output.name}.left_out.txt")
+    replace_file(path, "".join(f"{faults[row]}\n" for row in sorted(faults)).encode())
+    print(f"{len(faults):,} images cannot be read and are left out: {path}", file=sys.stderr)
 
 
 def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dict[str, Any]]:
@@ -110,18 +130,19 @@ def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dic
     return network, config, {"run": str(options.run.absolute()), "checkpoint": options.checkpoint, "step": step}
 
 
-def _choose_split(dataset: DataSet, name: str, config: TrainConfig) -> Split:
+def _choose_split(
+    options: argparse.Namespace, dataset: DataSet, config: TrainConfig, check: Callable[[], None]
+) -> Split:
     """Returns one of SPLITS.
 
     Raises:
-        UserError: If it is the gallery and there is none.
+        UserError: If it is the gallery and there is none, or if its images are not those of the run.
     """
-    evaluation = dataset.evaluation
-    split = {"train": dataset.train, "test": evaluation.queries, "gallery": evaluation.gallery}[name]
-    if split is None:
+    side = SPLITS[options.split]
+    if side not in dataset.sides():
         fault = f"the data set {config.data.dataset!r} has no gallery: its test images search each other"
         raise UserError(f"{fault}. Use --split test.")
-    return split
+    return inspect_as_trained(options.run, dataset, [side], config.data, check)[side]
 
 
 def _describe_scoring(options: argparse.Namespace, config: TrainConfig, *, with_gallery: bool) -> str:
@@ -141,16 +162,6 @@ def _describe_scoring(options: argparse.Namespace, config: TrainConfig, *, with_
 
 def _quoted(path: pathlib.Path) -> str:
     return shlex.quote(str(path))
-
-
-def _find_images(folder: pathlib.Path) -> Split:
-    """Lists the images in a folder and in all folders below it. Names that start with a dot are skipped."""
-    if not folder.is_dir():
-        raise UserError(f"--images is {str(folder)!r}, which is not a folder.")
-    if not (paths := list_images(folder)):
-        raise UserError(f"{folder} holds no images, that is files ending in {' '.join(sorted(IMAGE_SUFFIXES))}.")
-    labels = np.full(len(paths), NO_LABEL, np.int32)
-    return Split(images=FileImages(paths), names=[str(path) for path in paths], labels=labels, class_names=())
 
 
 def _preprocessing(config: TrainConfig) -> dict[str, Any]:

@@ -209,7 +209,8 @@ class Embedder:
 
         Args:
             images: N paths, PIL images of any mode, or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), where
-                three channels are RGB and the fourth of four is dropped.
+                three channels are RGB and the fourth of four is dropped. Images with an EXIF orientation are turned
+                upright.
             progress: show a bar with images/s.
 
         Returns:

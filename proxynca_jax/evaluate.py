@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
-from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, integer
@@ -29,6 +28,7 @@ from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import read_about, read_embeddings
+from proxynca_jax.runs.image_list import evaluation_of_run
 from proxynca_jax.scores import describe_scores, score, score_at_r
 
 Queries = tuple[Float[np.ndarray, "images dim"], Int[np.ndarray, " images"]]  # vectors and labels
@@ -56,7 +56,7 @@ def _score_run(options: argparse.Namespace) -> None:
     kind, graphs = options.checkpoint or "best", not options.no_graphs
     network, config, step = load_network(options.run, kind, graphs=graphs)
     _override(config, options)
-    evaluation = load_dataset(config.data).evaluation
+    evaluation = evaluation_of_run(options.run, config.data)
     queries, *others = [(embed(network, split, config), split.labels) for split in evaluation.splits()]
     title, precision = f"{options.run}  {kind} checkpoint, step {step}", computed_in(config.model.compute_dtype)
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)

@@ -24,7 +24,6 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
 from proxynca_jax.config import COUNT, SEEDS, DataConfig, TrainConfig
-from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.datasets.glyphs import face
 from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.data.transforms import eval_transform, load_image
@@ -35,6 +34,7 @@ from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.metrics.retrieval import NO_MATCH, LabelledVectors, ranks, recall_at_k
 from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.runs.image_list import evaluation_of_run
 from proxynca_jax.runs.log import MetricLog
 
 NEIGHBOURS = 8
@@ -232,7 +232,7 @@ def _search_all(network: TrainedNetwork, evaluation: Evaluation, config: TrainCo
 def _picture(options: argparse.Namespace) -> tuple[Image.Image, int, str]:
     """Returns the picture, the number of queries, and what the picture says of all images."""
     network, config, step = load_network(options.run, options.checkpoint)
-    evaluation = load_dataset(config.data).evaluation
+    evaluation = evaluation_of_run(options.run, config.data)
     split = evaluation.queries
     images = f"{len(split.labels):,} images of {len(split.class_names):,} classes that were not trained on"
     epochs = {record["step"]: f"{record['epoch'] + 1} epochs" for record in MetricLog(options.run).records()}

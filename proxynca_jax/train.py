@@ -3,9 +3,9 @@
     python -m proxynca_jax.train --config configs/glyphs.py
     python -m proxynca_jax.train --config configs/cars.py --config.data.root=/data/cars196 --run runs/cars
 
-A run's folder contains config.json, log.txt, metrics.jsonl, and the latest and the best checkpoint. It also contains
-config.py, which `--config` takes to repeat the run. Ctrl-C saves a run. The same command with the same `--run`
-continues it.
+A run's folder contains config.json, images.parquet (the list of its images), log.txt, metrics.jsonl, and the latest and
+the best checkpoint. It also contains config.py, which `--config` takes to repeat the run. Ctrl-C saves a run. The same
+command with the same `--run` continues it.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.cache import cached, cached_crops, require_cache
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
+from proxynca_jax.data.inspection import inspect_dataset
 from proxynca_jax.data.order import steps_per_epoch
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, training_batches
 from proxynca_jax.data.resident import ResidentImages, crops, upload
@@ -48,6 +49,7 @@ from proxynca_jax.models.network import Variables
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.image_list import LEFT_OUT, list_images
 from proxynca_jax.runs.log import MetricLog, Record
 from proxynca_jax.scores import describe_epoch, describe_scores, score
 from proxynca_jax.sharding import Layout
@@ -70,6 +72,7 @@ class Job(NamedTuple):
     train_split: Split
     evaluation: Evaluation  # scored after each epoch
     test: Evaluation  # scored once, at the end, if it is not the one above
+    left_out: int  # images that cannot be read
     epoch_steps: int
     layout: Layout
     train_steps: dict[bool, steps.TrainStep]  # by whether the backbone is frozen
@@ -176,7 +179,7 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     look_up(LOSSES, config.loss.name, "loss.name")
     look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
     require_cache(config.data)
-    dataset = load_dataset(config.data)
+    dataset, left_out = inspect_dataset(load_dataset(config.data), config.data)
     train_split, evaluation = dataset.train, dataset.evaluation
     if config.evaluation.protocol == "validation":
         held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
@@ -214,15 +217,18 @@ def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tup
     }
 
     # Folder
-    open_run(run, config)
+    open_run(run, config, list_images(dataset.sides(), dataset), left_out)
     log = MetricLog(run, writes=processes.is_first())
     log.line(_describe(config, run, train_split, evaluation))
+    if left_out:
+        log.line(f"{len(left_out):,} images cannot be read and are left out: {run / LEFT_OUT}")
     if start:
         log.line(start)
     if (named := config.model.compute_dtype) != (precision := computed_in(named)):
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
     test = dataset.evaluation
-    return Job(config, log, train_split, evaluation, test, epoch_steps, layout, train_steps, embed_step), state
+    images = train_split, evaluation, test, len(left_out)
+    return Job(config, log, *images, epoch_steps, layout, train_steps, embed_step), state
 
 
 def _make_ready(job: Job, state: steps.TrainState, step: int, check: Callable[[], None]) -> Job:
@@ -324,6 +330,8 @@ def _finish_epoch(
     if step and job.is_frozen(step - 1):
         trained["backbone_frozen"] = True
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
+    if job.left_out:
+        record["images_left_out"] = job.left_out
     record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)

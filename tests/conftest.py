@@ -9,6 +9,17 @@ install_import_hook(["proxynca_jax", "convert"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def memory_of_images(tmp_path_factory):
+    """Keeps what tests remember of their images out of the user's cache folder."""
+    from proxynca_jax.data import inspection
+
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspection, "cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def tiny_backbone():
     """Lets tests choose `model.backbone = "tiny"`."""
     from tiny import TINY

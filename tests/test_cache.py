@@ -1,12 +1,14 @@
 """The cache of decoded images: the same pixels, its own file for all that they depend on, whole or not at all."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import trees
+from PIL import Image
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data import cache
@@ -100,9 +102,9 @@ def test_crops_made_otherwise_have_files_of_their_own(split, config):
     assert len(files(config)) == 5
 
 
-def reopen_and_read(images: Sequence) -> None:
+def reopen_and_read(images: Sequence, identity: bytes) -> None:
     """Not in a Split, whose type check would read one at random."""
-    again = type(images)(images.path, len(images))
+    again = type(images)(images.path, len(images), identity)
     for row in range(len(images)):
         again[row]
 
@@ -110,7 +112,7 @@ def reopen_and_read(images: Sequence) -> None:
 def test_a_damaged_file_is_the_users_error(split, config):
     images = cached(split, config, max_side=0).images
     path = images.path
-    content = path.read_bytes()
+    content, identity = path.read_bytes(), images.records[len(images)]
     damages = {
         "cannot be used": content[: len(content) // 2],
         "mismatch": content[:80_000] + bytes(8) + content[80_008:],
@@ -118,7 +120,7 @@ def test_a_damaged_file_is_the_users_error(split, config):
     for fault, damaged in damages.items():
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"cache file .*{path.name}.*{fault}.*Delete it"):
-            reopen_and_read(images)
+            reopen_and_read(images, identity)
 
 
 def test_a_file_of_other_images_under_its_name_is_the_users_error(split, config):
@@ -127,6 +129,30 @@ def test_a_file_of_other_images_under_its_name_is_the_users_error(split, config)
     cached(fewer, config, max_side=0).images.path.replace(path)
     with pytest.raises(UserError, match=r"it contains 1 images, required are 10"):
         cached(split, config, max_side=0)
+
+
+def test_another_file_of_as_many_images_is_the_users_error(split, config):
+    paths = [cached(split, config, max_side=side).images.path for side in (0, SIDE)]
+    paths[1].replace(paths[0])
+    with pytest.raises(UserError, match="it was made from other images"):
+        cached(split, config, max_side=0)
+
+
+def test_images_replaced_under_their_names_are_noticed_and_moved_ones_are_found(config, tmp_path):
+    trees.draw_folder(tmp_path / "a", classes=4, images_per_class=5)
+    config.root = str(tmp_path / "a")
+    before = read_all(load_dataset(config).train, config)
+    path = pathlib.Path(load_dataset(config).train.names[3])
+    times = path.stat()
+    pixels = before[3][::-1]
+    Image.fromarray(pixels).save(path, "PNG")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**9))  # older than the image that it replaces
+    np.testing.assert_array_equal(read_all(load_dataset(config).train, config)[3], pixels)
+    assert len(files(config)) == 2
+    (tmp_path / "a").rename(tmp_path / "b")
+    config.root = str(tmp_path / "b")
+    np.testing.assert_array_equal(read_all(load_dataset(config).train, config)[3], pixels)
+    assert len(files(config)) == 2
 
 
 def test_what_is_interrupted_or_fails_leaves_nothing(split, config):

@@ -12,12 +12,15 @@ import trees
 
 from proxynca_jax import embed, evaluate, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from proxynca_jax.data.datasets import load_dataset
+from proxynca_jax.data.inspection import inspect_dataset
 from proxynca_jax.machine import progress
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs import embedding_files
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.embedding_files import Contents, read_embeddings, write_embeddings
 from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.image_list import list_images
 
 FORMATS = pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 STEP, BATCH, DIM = 12, 8, 8
@@ -33,7 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         model=ModelConfig(backbone="tiny", embedding_dim=DIM),
         evaluation=EvaluationConfig(batch_size=BATCH, recall_at=(1, 3), kmeans_restarts=2, nmi_average="geometric"),
     )
-    open_run(run, config)
+    dataset, _ = inspect_dataset(load_dataset(config.data), config.data)
+    open_run(run, config, list_images(dataset.sides(), dataset))
     _, state = steps.init_state(config.model, make_optimizer(config.optim, steps_per_epoch=1), classes=2, seed=3)
     with Checkpoints(run) as checkpoints:
         checkpoints.save("best", STEP, state)
@@ -52,6 +56,13 @@ def paths(path: pathlib.Path) -> list[str]:
         with np.load(path) as arrays:
             return arrays["paths"].tolist()
     return pq.read_table(path)["path"].to_pylist()
+
+
+def vectors_of(path: pathlib.Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return arrays["embeddings"]
+    return np.stack(pq.read_table(path)["embedding"].to_numpy())
 
 
 @FORMATS
@@ -103,10 +114,38 @@ def test_a_folder_is_searched_to_its_depth_and_has_no_labels(run, tmp_path, caps
 
 
 @FORMATS
-def test_a_truncated_image_is_named_and_leaves_no_file(run, suffix, tmp_path):
+def test_when_strict_a_truncated_image_is_named_and_leaves_no_file(run, suffix, tmp_path):
     odd = trees.draw_odd_images(tmp_path / "images")["truncated"]
     with pytest.raises(SystemExit, match=str(odd)):
-        embed.main(["--run", str(run), "--images", str(odd.parent), "--output", str(tmp_path / f"out{suffix}")])
+        embed.main(
+            ["--run", str(run), "--images", str(odd.parent), "--output", str(tmp_path / f"out{suffix}"), "--strict"]
+        )
+    assert list(tmp_path.iterdir()) == [tmp_path / "images"]
+
+
+@FORMATS
+def test_images_that_cannot_be_read_are_left_out_and_listed(run, suffix, tmp_path, capsys):
+    images, output = tmp_path / "images", tmp_path / f"out{suffix}"
+    trees.draw_folder(images, classes=3, images_per_class=4)
+    embed.main(["--run", str(run), "--images", str(images), "--output", str(output)])
+    whole, names = vectors_of(output), paths(output)
+    bad = [2, 3, 9]
+    for row in bad:
+        pathlib.Path(names[row]).write_bytes(b"no image")
+    capsys.readouterr()
+    embed.main(["--run", str(run), "--images", str(images), "--output", str(output)])
+    left_out = tmp_path / f"out{suffix}.left_out.txt"
+    told = f"3 images cannot be read and are left out: {left_out}\n"
+    assert capsys.readouterr() == (f"{output}: 9 embeddings of 8 dimensions\n", told)
+    assert [line.split(":")[0] for line in left_out.read_text().splitlines()] == [names[row] for row in bad]
+    assert paths(output) == [name for row, name in enumerate(names) if row not in bad]
+    np.testing.assert_array_equal(vectors_of(output), np.delete(whole, bad, 0))
+
+
+def test_nothing_is_written_if_no_image_can_be_read(run, tmp_path):
+    trees.write(tmp_path / "images/a.jpg", b"no image")
+    with pytest.raises(SystemExit, match=r"none of the 1 images can be read. The first: .*a\.jpg"):
+        embed.main(["--run", str(run), "--images", str(tmp_path / "images"), "--output", str(tmp_path / "out.npz")])
     assert list(tmp_path.iterdir()) == [tmp_path / "images"]
 
 

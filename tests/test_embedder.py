@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import trees
-from PIL import Image
+from PIL import Image, ImageOps
 
 from proxynca_jax import Embedder, embed, steps
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
@@ -68,7 +68,7 @@ def test_paths_pil_images_and_arrays_are_the_same_images(run, images):
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(Image.open(path)) for path in images]
         np.testing.assert_array_equal(embedder.embed(opened), expected)
-        arrays = [np.asarray(image.convert("RGB")) for image in opened]
+        arrays = [np.asarray(ImageOps.exif_transpose(image).convert("RGB")) for image in opened]
     np.testing.assert_array_equal(embedder.embed(arrays), expected)
     assert expected.shape == (len(images), embedder.dim)
     assert expected.dtype == np.float32

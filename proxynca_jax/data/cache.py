@@ -1,6 +1,7 @@
 """Caches decoded images in ArrayRecord files: whole images for training, crops for evaluation.
 
 The cached pixels equal the decoded ones, so training and scores are the same to the last bit with and without a cache.
+A file's name is a digest of the images' contents, so other images never have the same file.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import numpy as np
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.array_record_package import require_array_record
+from proxynca_jax.data.inspection import digests
 from proxynca_jax.data.pipeline import evaluation_crops, whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels
@@ -22,7 +24,8 @@ from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 
-FORMAT = 1  # version of the records: height and width as two little-endian uint32, then RGB rows
+# Version of the records: height and width as two little-endian uint32, then RGB rows. The last one is the identity.
+FORMAT = 2
 # Groups of one image can be read one by one. The pixels of photographs hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -30,7 +33,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 class _CachedImages(Sequence[Pixels]):
     """The images of a cache file. An image is read when it is indexed."""
 
-    def __init__(self, path: pathlib.Path, images: int):
+    def __init__(self, path: pathlib.Path, images: int, identity: bytes):
         from array_record.python.array_record_data_source import ArrayRecordDataSource  # not on Windows
 
         self.path = path
@@ -38,9 +41,11 @@ class _CachedImages(Sequence[Pixels]):
             self.records = ArrayRecordDataSource(str(path))
             if len(self) != images:
                 raise RuntimeError(f"it contains {len(self)} images, required are {images}")
+            if self.records[images] != identity:
+                raise RuntimeError("it was made from other images")
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) - 1
 
     # Images are always read one at a time, so there are no slices.
     def __getitem__(self, index: int) -> Pixels:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -73,8 +78,9 @@ def require_cache(config: DataConfig) -> None:
 def cached(split: Split, config: DataConfig, *, max_side: int, check: Callable[[], None] = never) -> Split:
     """Replaces the images of a split by those of a file in `config.cache`. Writes the file if it is missing.
 
-    The file's name depends on the names, boxes and order of the images, and on `max_side` or the two sizes of crops. So
-    one folder serves any number of data sets and settings. Images that change but keep their names are not noticed.
+    The file's name depends on the contents, boxes and order of the images, and on `max_side` or the two sizes of crops.
+    So one folder serves any number of data sets and settings. When images change, another file is written; when they
+    move, the same file is used.
 
     Args:
         split: The images.
@@ -124,21 +130,25 @@ def _cached_images(
     """
     require_cache(config)
     folder = pathlib.Path(config.cache).expanduser()
-    boxes = [] if split.boxes is None else [str(split.boxes.tolist())]
-    identity = "\0".join([str(FORMAT), made_as, *split.names, *boxes])
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.array_record"
+    content = split.digests if split.digests is not None else digests(split, config)
+    identity = hashlib.sha256("\0".join([str(FORMAT), made_as, *content]).encode())
+    path = folder / f"{identity.hexdigest()[:16]}.array_record"
     images = len(split.labels)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"data.cache is {config.cache!r}, and that folder cannot be made: {error}.") from error
-        _write(path, make, images, check)
-    return _CachedImages(path, images)
+        _write(path, make, images, identity.digest(), check)
+    return _CachedImages(path, images, identity.digest())
 
 
 def _write(
-    path: pathlib.Path, make: Callable[[], Generator[Pixels, None, None]], images: int, check: Callable[[], None]
+    path: pathlib.Path,
+    make: Callable[[], Generator[Pixels, None, None]],
+    images: int,
+    identity: bytes,
+    check: Callable[[], None],
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter  # not on Windows
 
@@ -149,4 +159,5 @@ def _write(
                 writer.write(np.array(image.shape[:2], "<u4").tobytes() + image.tobytes())
                 progress.advance(1)
                 check()
+        writer.write(identity)
         writer.close()

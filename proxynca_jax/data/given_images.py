@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from jaxtyping import UInt8
 
 from proxynca_jax.data.image_files import read_image
@@ -31,9 +32,9 @@ class _GivenImages(Sequence[Image]):
     def __getitem__(self, index: int) -> Image:  # pyright: ignore[reportIncompatibleMethodOverride]
         image = self.images[index]
         if isinstance(image, PIL.Image.Image):
-            return to_rgb(image.copy())
+            return to_rgb(_upright(image), _name(image, index))
         if isinstance(image, np.ndarray):
-            return _pixels(image)
+            return _pixels(image, _name(image, index))
         return read_image(Path(image).expanduser())
 
 
@@ -59,11 +60,19 @@ def given_split(images: Iterable[Any]) -> Split:
         elif not isinstance(image, PIL.Image.Image) and not Path(image).expanduser().is_file():
             raise UserError(f"no image file at {image}.")
     names = [_name(image, index) for index, image in enumerate(given)]
-    return Split(_GivenImages(given), names, np.full(len(given), NO_LABEL, np.int32), class_names=())
+    return Split(_GivenImages(given), names, np.full(len(given), NO_LABEL, np.int32), class_names=(), upright=True)
 
 
 def _name(image: object, index: int) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns a copy, turned as the EXIF orientation says."""
+    try:
+        return PIL.ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF does not damage the pixels
+        return image.copy()
 
 
 def _check_array(image: np.ndarray, name: str) -> None:
@@ -75,7 +84,7 @@ def _check_array(image: np.ndarray, name: str) -> None:
         )
 
 
-def _pixels(image: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+def _pixels(image: np.ndarray, name: str) -> UInt8[np.ndarray, "height width 3"]:
     if image.ndim == 3 and image.shape[2] == 3:
         return image
-    return to_rgb(PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
+    return to_rgb(PIL.Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image), name)

@@ -172,14 +172,15 @@ def _evaluation_crop(split: Split, config: DataConfig, index: int) -> Pixels:
 
 def _one_by_one(load: Callable[[int], Pixels], split: Split, config: DataConfig) -> Generator[Pixels, None, None]:
     """Calls `load` for each index of a split, in threads. Closing the generator ends them."""
-    threads = _threads(config)
+    threads = decoding_threads(config)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     images = grain.MapDataset.range(len(split.labels)).map(load).to_iter_dataset(options)
     with contextlib.closing(iter(images)) as images:
         yield from images
 
 
-def _threads(config: DataConfig) -> int:
+def decoding_threads(config: DataConfig) -> int:
+    """Returns the number of decoding threads."""
     return config.threads or os.cpu_count() or 1
 
 
@@ -194,7 +195,7 @@ def _batches(
         config: The number of threads.
         share: Which rows to load.
     """
-    threads = _threads(config)
+    threads = decoding_threads(config)
     rows = share_of_rows(batch_size, share)
     part = math.gcd(rows, PART)
 

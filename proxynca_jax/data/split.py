@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int32
 
 from proxynca_jax.errors import UserError
 
+SIDES = TRAIN, QUERY, GALLERY = ("train", "query", "gallery")
 Image = bytes | np.ndarray  # the content of an image file, or decoded uint8 RGB (H, W, 3)
 
 
@@ -24,6 +25,10 @@ class Split:
     # The part of each image to use: top, left, height and width in pixels, as `transforms.Box`. A height of 0: all of
     # it. None: all of every image. `transforms.load_image` cuts the boxes out.
     boxes: Int32[np.ndarray, "N 4"] | None = None
+    upright: bool = False  # turn images as their EXIF orientation says; data sets are seen as stored
+    files: bool = False  # whether the names are the paths of files that contain the images
+    # N, of each image's content and box, from `inspection`; None: not computed. They outlast a move of the files.
+    digests: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,10 @@ class DataSet:
 
     train: Split
     evaluation: Evaluation
+
+    def sides(self) -> dict[str, Split]:
+        """The splits by what they are for: TRAIN, QUERY and, if there is one, GALLERY."""
+        return dict(zip(SIDES, [self.train, *self.evaluation.splits()], strict=False))
 
 
 class _SelectedImages(Sequence[Image]):
@@ -121,6 +130,7 @@ def take(split: Split, chosen: Bool[np.ndarray, " N"]) -> Split:
         names=[split.names[row] for row in rows.tolist()],
         labels=split.labels[rows],
         boxes=None if split.boxes is None else split.boxes[rows],
+        digests=None if split.digests is None else [split.digests[row] for row in rows.tolist()],
     )
 
 

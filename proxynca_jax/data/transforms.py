@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
+import PIL.ExifTags
 import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
@@ -22,6 +23,10 @@ from proxynca_jax.data.split import Image, Split
 from proxynca_jax.errors import UserError
 
 CROP_TRIES = 10
+# Pixels of an image: 400 MB of RGB, and more than a camera of 100 megapixels takes.
+MAX_PIXELS = 2**27
+BOMBS = (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)
+SCALED_TO_16_BITS = ("PNG", "PPM")  # formats whose levels of mode "I" Pillow scales to 16 bits
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
@@ -59,7 +64,8 @@ def load_image(split: Split, index: int) -> Pixels:
         UserError: If the content is truncated or not an image, or if the box is not inside of it.
     """
     name = split.names[index]
-    image, box = decode(split.images[index], name), _box(split, index)
+    image = (decode_upright if split.upright else decode)(split.images[index], name)
+    box = _box(split, index)
     if box is None:
         return image
     height, width, _ = image.shape
@@ -86,24 +92,59 @@ def decode(image: Image, name: str) -> Pixels:
         name: The image's name in errors.
 
     Returns:
-        RGB pixels as Pillow converts them: grey is repeated, palettes are looked up, transparency is dropped.
+        RGB pixels, as `to_rgb` converts them.
 
     Raises:
-        UserError: If the content is truncated or not an image.
+        UserError: If the content is truncated or not an image, has more than MAX_PIXELS, or has a mode whose levels
+            could mean anything.
     """
     if isinstance(image, np.ndarray):
         return image
     if (pixels := _decode_jpeg(image)) is not None:
         return pixels
     with _opened(image, name) as file:
-        return to_rgb(file)
+        return to_rgb(file, name)
 
 
-def to_rgb(image: PIL.Image.Image) -> Pixels:
-    """Converts an image of any mode as Pillow does: grey is repeated, palettes are looked up, transparency is dropped.
+def decode_upright(image: Image, name: str) -> Pixels:
+    """Decodes a whole image and turns it as its EXIF orientation says. Arguments and errors are those of `decode`."""
+    pixels = decode(image, name)
+    if isinstance(image, np.ndarray):
+        return pixels
+    if simplejpeg.is_jpeg(image) and b"Exif" not in image and b"Orientation" not in image:  # the latter is XMP's
+        return pixels  # faster than asking Pillow, and most data sets have no EXIF
+    orientation = 1
+    with contextlib.suppress(Exception), _opened(image, name) as file:  # damaged EXIF does not damage the pixels
+        # Pillow turns TIFF itself, and it decodes a whole PNG to look for EXIF behind the pixels.
+        if file.format != "TIFF" and (file.format != "PNG" or b"eXIf" in image):
+            orientation = file.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
-    Like the reference, this ignores the EXIF orientation.
+
+def to_rgb(image: PIL.Image.Image, name: str) -> Pixels:
+    """Converts an image as Pillow does: grey is repeated, palettes are looked up, transparency is dropped.
+
+    16-bit grey is divided by 257, which Pillow does not do: it would cut the levels off at 255. Like the reference,
+    this ignores the EXIF orientation.
+
+    Raises:
+        UserError: If the levels are 32-bit integers or floating-point numbers, which have no fixed range.
     """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SCALED_TO_16_BITS):
+        levels = (np.asarray(image).astype(np.int64) + 128) // 257
+        return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(
+            f"{name}: its levels are {kind} (Pillow's mode {image.mode!r}), and nothing says which is white. Convert "
+            "it to 8 or 16 bits, with the range that your images have."
+        )
     # The reference drops a palette's transparency, too. Without this line Pillow would warn of it.
     image.info.pop("transparency", None)
     return np.asarray(image.convert("RGB"))
@@ -134,8 +175,8 @@ def _decode_jpeg(content: bytes) -> Pixels | None:
     if not simplejpeg.is_jpeg(content):
         return None
     with contextlib.suppress(ValueError):
-        *_, colour_space, _ = simplejpeg.decode_jpeg_header(content)
-        if colour_space not in ("CMYK", "YCCK"):
+        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(content)
+        if colour_space not in ("CMYK", "YCCK") and int(height) * int(width) <= MAX_PIXELS:
             return simplejpeg.decode_jpeg(content)
     return None
 
@@ -145,7 +186,16 @@ def _opened(content: bytes | pathlib.Path, name: str) -> Iterator[PIL.Image.Imag
     """Opens an image file with Pillow and converts its errors into UserErrors."""
     try:
         with PIL.Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise PIL.Image.DecompressionBombError(f"{file.width} x {file.height}")
             yield file
+    except UserError:
+        raise
+    except BOMBS as error:
+        raise UserError(
+            f"{name}: this image would have more than {MAX_PIXELS:,} pixels ({error}). That is a trap for decoders, or "
+            "far more than the network sees: shrink it, or remove it from the data set."
+        ) from error
     except Exception as error:  # every format's decoder raises its own: OSError, SyntaxError, struct.error, ...
         fault = "no image format that Pillow knows" if isinstance(error, PIL.UnidentifiedImageError) else error
         what = f"these {len(content)} bytes" if isinstance(content, bytes) else "this file"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 from absl import logging
+from PIL.Image import DecompressionBombWarning
 from tqdm import tqdm
 
 from proxynca_jax.errors import UserError
@@ -19,6 +20,7 @@ def prepare_process() -> None:
     """Sets up memory, the cache of compiled programs, and messages. Call it before JAX looks for devices."""
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     warnings.showwarning = _print_warning
+    warnings.simplefilter("ignore", DecompressionBombWarning)  # `transforms` has a limit of its own, an error
     keep_freed_memory()
     keep_compiled_programs()
     hide_xla_warnings()

@@ -12,9 +12,11 @@ metadata in Parquet files.
 
 import json
 import pathlib
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +28,14 @@ from proxynca_jax.machine.atomic_file import replacing
 from proxynca_jax.weights.converted_file import METADATA_KEY
 
 SUFFIXES = (".npz", ".parquet")
+COPIED_BYTES = 2**20  # at a time
 ROW_GROUP = 4096  # fewest images per Parquet row group; small groups would slow readers down
 
 
 class Contents(NamedTuple):
     """The content of an embedding file, except for the embeddings."""
 
-    paths: Sequence[str]  # N
+    paths: Sequence[str]  # N; may grow while the embeddings are made, to the number made so far
     labels: Int[np.ndarray, " N"] | None  # N; None if no classes are known
     dim: int  # D
     about: Mapping[str, Any]  # provenance of the file, JSON-serialisable
@@ -90,8 +93,10 @@ def read_embeddings(
         embeddings, labels = read(path)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except Exception as error:  # damaged and hostile files: zlib.error, TokenError, MemoryError for claimed sizes, ...
         raise UserError(f"{path} cannot be read as a {path.suffix} file: {error}") from error
+    if not isinstance(embeddings, np.ndarray) or not isinstance(labels, np.ndarray):
+        raise UserError(f"{path} is damaged: its embeddings or labels are not arrays.")
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.size:
         raise UserError(
             f"{path} contains embeddings of shape {embeddings.shape} and labels of shape {labels.shape}. The shapes "
@@ -113,7 +118,10 @@ def read_about(path: pathlib.Path) -> Mapping[str, Any]:
             text = str(arrays[METADATA_KEY]) if METADATA_KEY in arrays.files else "{}"
     else:
         text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY.encode(), b"{}").decode()
-    return json.loads(text)
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: what it says of its embeddings cannot be read ({error}).") from error
 
 
 def _check_suffix(path: pathlib.Path) -> str:
@@ -129,7 +137,15 @@ def _require(path: pathlib.Path, kind: str, names: Sequence[str], found: Sequenc
 
 
 def _write_npz(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "batch dim"]], contents: Contents) -> None:
-    """Writes the same file as `np.savez`, without the whole array in memory: only its shape must be known."""
+    """Writes the same file as `np.savez`, without the whole array in memory: it waits in a file for its shape."""
+    with tempfile.TemporaryFile(dir=path.parent) as rows:
+        for batch in batches:
+            rows.write(np.asarray(batch, "<f4", order="C").tobytes())
+        rows.seek(0)
+        _write_archive(path, rows, contents)
+
+
+def _write_archive(path: pathlib.Path, rows: IO[bytes], contents: Contents) -> None:
     arrays = {"paths": np.array(contents.paths), METADATA_KEY: np.array(json.dumps(contents.about))}
     if contents.labels is not None:
         arrays["labels"] = contents.labels
@@ -141,8 +157,7 @@ def _write_npz(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "batch 
             shape = (len(contents.paths), contents.dim)
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for batch in batches:
-                file.write(np.asarray(batch, "<f4", order="C").tobytes())
+            shutil.copyfileobj(rows, file, COPIED_BYTES)
 
 
 def _write_parquet(path: pathlib.Path, batches: Iterable[Float32[np.ndarray, "batch dim"]], contents: Contents) -> None:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file
+from proxynca_jax.runs.image_list import ListedImage, require_same_images, write_list
 
 # These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
 # changes the learning rate of every step.
@@ -28,17 +30,24 @@ def get_config():
 '''
 
 
-def open_run(run: pathlib.Path, config: TrainConfig) -> None:
-    """Creates the folder of a new run, or checks that an existing one has the same configuration.
+def open_run(
+    run: pathlib.Path,
+    config: TrainConfig,
+    images: Sequence[ListedImage] | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> None:
+    """Creates the folder of a new run, or checks that an existing one has the same configuration and images.
 
     With several processes, all of them must call this.
 
     Args:
         run: the folder.
         config: of the run.
+        images: of its data set. None: they are neither checked nor listed.
+        left_out: the fault of each image that is left out, by name.
 
     Raises:
-        UserError: the folder contains a run of another configuration, or something other than a run.
+        UserError: the folder contains a run of another configuration or other images, or something other than a run.
     """
     if (run / "config.json").exists():
         before, now = flatten(read_config(run)), flatten(config)
@@ -49,11 +58,15 @@ def open_run(run: pathlib.Path, config: TrainConfig) -> None:
             raise UserError(
                 f"{run} contains a run of another configuration:\n{rows}\nChoose another --run or undo these changes."
             )
+        if images is not None:
+            require_same_images(run, images, config.data.root)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
     processes.wait_for_all("checked the run's folder")  # the first process must not change it before that
     if processes.is_first():
         _write_config(run, config)
+        if images is not None:
+            write_list(run, images, left_out or {})
     processes.wait_for_all("created the run's folder")
 
 

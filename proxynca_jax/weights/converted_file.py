@@ -136,7 +136,7 @@ def read(path: pathlib.Path) -> Converted:
         about = json.loads(metadata[METADATA_KEY])
         name, source = str(about.get("backbone", BACKBONE_OF_VERSION_0_1)), dict(about.get("source", {}))
         found = SINCE_VERSION_0_1 | dict(about["preprocessing"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: what it says of its weights cannot be read. {CONVERT_FIRST}") from error
     backbone = look_up(BACKBONES, name, f"the backbone of the weights in {path}")
     required = json.loads(json.dumps(dataclasses.asdict(backbone.preprocessing)))

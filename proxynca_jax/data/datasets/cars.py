@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 
 from proxynca_jax.config import DataConfig
 from proxynca_jax.data.datasets.published import Counts
-from proxynca_jax.data.image_files import file_split, require_files
+from proxynca_jax.data.image_files import annotated_images, file_split, require_files
 from proxynca_jax.data.split import DataSet, divide_by_class, second_half
 from proxynca_jax.errors import UserError
 
@@ -32,7 +32,7 @@ def read(root: Path, _: DataConfig) -> DataSet:
     if (root / "car_ims").is_dir():
         path = root / "cars_annos.mat"
         names, classes = _read_mat(path, "annotations", "relative_im_path", "class")
-        paths = [root / name for name in names]
+        paths = annotated_images(root, names.tolist(), path)
         (class_names,) = _read_mat(path, "class_names")
     elif (root / "cars_train").is_dir():
         train_paths, train_classes = _read_devkit(root, "cars_train", "cars_train_annos.mat")
@@ -42,7 +42,11 @@ def read(root: Path, _: DataConfig) -> DataSet:
     else:
         raise UserError(f"{root} contains neither car_ims/ nor cars_train/. {LAYOUT}")
     require_files(paths, LAYOUT)
-    whole = file_split(paths, classes.astype(np.int32) - 1, class_names.tolist())
+    if any(
+        not isinstance(number, int | np.integer) or not 0 < number <= len(class_names) for number in classes.tolist()
+    ):
+        raise UserError(f"the annotations in {root} have classes that are not from 1 to {len(class_names)}. {LAYOUT}")
+    whole = file_split(paths, classes.astype(np.int32) - 1, list(map(str, class_names.tolist())))
     return divide_by_class(whole, second_half(len(whole.class_names)))
 
 
@@ -51,7 +55,7 @@ def _read_devkit(root: Path, folder: str, annotations: str) -> tuple[list[Path],
     names, classes = _read_mat(_devkit_file(root, annotations), "annotations", "fname", "class")
     nested = root / folder / folder  # as Kaggle's archive extracts
     images = nested if nested.is_dir() else root / folder
-    return [images / name for name in names], classes
+    return annotated_images(images, names.tolist(), _devkit_file(root, annotations)), classes
 
 
 def _devkit_file(root: Path, name: str) -> Path:
