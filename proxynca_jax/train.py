@@ -11,91 +11,35 @@ command with the same `--run` continues it.
 import contextlib
 import dataclasses
 import datetime
-import functools
 import math
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from proxynca_jax import steps
-from proxynca_jax.compile_ahead import CompileClock, compile_embed_step, compile_train_step
+from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import TrainConfig
-from proxynca_jax.data.cache import cached, cached_crops, require_cache
-from proxynca_jax.data.datasets import load_dataset
-from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_place, evaluation_source
-from proxynca_jax.data.inspection import inspect_dataset
-from proxynca_jax.data.order import steps_per_epoch
+from proxynca_jax.data.evaluation_images import DeviceBatch, Source
 from proxynca_jax.data.pipeline import crop_batches, prefetch_to_device, training_batches
-from proxynca_jax.data.resident import ResidentImages, crops, upload
-from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
+from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.embedder import TrainedNetwork, embed
-from proxynca_jax.errors import UserError, look_up
-from proxynca_jax.losses import LOSSES
+from proxynca_jax.errors import UserError
+from proxynca_jax.job import EVALUATED_SPLIT, Job, make_ready, prepare
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.metrics.retrieval import LabelledVectors
-from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import Variables
-from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
-from proxynca_jax.runs.folder import open_run
-from proxynca_jax.runs.image_list import LEFT_OUT, list_images
-from proxynca_jax.runs.log import MetricLog, Record
+from proxynca_jax.runs.log import Record
 from proxynca_jax.scores import describe_epoch, describe_scores, score
-from proxynca_jax.sharding import Layout
 from proxynca_jax.training_options import parse
-from proxynca_jax.weights.pretrained import fill, read_weights
-
-EVALUATED_SPLIT = {"reference": "test", "validation": "validation"}  # by protocol, after each epoch
-REFERENCE_DATASETS = ("cub", "cars", "sop")
-RANDOM_START = (
-    "starting from random weights, which is not the reference's setting: run `python -m convert "
-    "bn_inception_weights_pt04.pt` once and add --config.model.weights=weights/bn_inception.safetensors"
-)
-
-
-class Job(NamedTuple):
-    """What does not change during a run."""
-
-    config: TrainConfig
-    log: MetricLog
-    train_split: Split
-    evaluation: Evaluation  # scored after each epoch
-    test: Evaluation  # scored once, at the end, if it is not the one above
-    left_out: int  # images that cannot be read
-    epoch_steps: int
-    layout: Layout
-    train_steps: dict[bool, steps.TrainStep]  # by whether the backbone is frozen
-    embed_step: steps.EmbedStep
-    resident: ResidentImages | None = None  # the training images, if they are in device memory
-    sources: Sequence[Source[DeviceBatch]] = ()  # the images of `evaluation.splits()`, decoded once
-
-    def is_frozen(self, step: int) -> bool:
-        """Whether this step, counted from 0, leaves the backbone as it is."""
-        return step < self.config.optim.frozen_epochs * self.epoch_steps
-
-    def evaluation_records(self) -> list[Record]:
-        """Returns the records of the evaluations before training and after each epoch."""
-        name = EVALUATED_SPLIT[self.config.evaluation.protocol]
-        return [record for record in self.log.records() if record["split"] == name]
-
-    def tested(self) -> int | None:
-        """Returns the step that the validation protocol scored on the test classes, or None."""
-        return next((record["step"] for record in reversed(self.log.records()) if record["split"] == "test"), None)
-
-    def best(self) -> Record:
-        """Returns the record of the best evaluation. Of equal ones it is the earliest."""
-        return max(self.evaluation_records(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
 def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> None:
@@ -110,7 +54,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
         UserError: for anything that the user can correct. Everything computed before is kept.
         Interrupted: if the user stops the run. Its state is saved first.
     """
-    job, state = _prepare(config, run, graphs)
+    job, state = prepare(config, run, graphs)
     log, epoch_steps = job.log, job.epoch_steps
     every_minutes = config.checkpoint.every_minutes
     with Checkpoints(run, every_minutes=every_minutes) as checkpoints, stop_on_signal() as check:
@@ -124,7 +68,7 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
         _keep_best(job, restored, step, checkpoints)
 
         # Programs and images
-        job = _make_ready(job, state, step, check)  # for fresh arrays, as when the run began: nothing compiles again
+        job = make_ready(job, state, step, check)  # for fresh arrays, as when the run began: nothing compiles again
         state = restored
 
         # Loop
@@ -170,116 +114,6 @@ def _keep_best(job: Job, state: steps.TrainState, step: int, checkpoints: Checkp
         checkpoints.save("best", step, state)
     else:
         job.log.line(f"the best state, of epoch {best['epoch']}, is lost. A better epoch would be the next best one.")
-
-
-def _prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tuple[Job, steps.TrainState]:
-    """Checks configuration, data and devices before anything expensive starts, and makes the run's folder."""
-    # Data
-    config.validate()
-    look_up(LOSSES, config.loss.name, "loss.name")
-    look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
-    require_cache(config.data)
-    dataset, left_out = inspect_dataset(load_dataset(config.data), config.data)
-    train_split, evaluation = dataset.train, dataset.evaluation
-    if config.evaluation.protocol == "validation":
-        held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
-        remedy = "score each epoch on the test classes, with evaluation.protocol=reference"
-        train_split, validation_split = divide(train_split, held_out, purpose="validation", remedy=remedy)
-        evaluation = Evaluation(validation_split)
-    epoch_steps = steps_per_epoch(len(train_split.labels), config.optim.batch_size)
-
-    # Devices
-    classes = len(train_split.class_names)
-    layout = Layout(sharded_classes=classes if config.optim.shard_proxies else None)
-    layout.check_batch_size(config.optim.batch_size)
-
-    # Model
-    optimizer = make_optimizer(config.optim, steps_per_epoch=epoch_steps)
-    graph, state = steps.init_state(
-        config.model, optimizer, classes=classes, seed=config.seed, loss=config.loss.name, layout=layout
-    )
-    start = None
-    if config.model.weights:
-        weights = read_weights(config.model.weights)
-        state = state.with_network(layout.place(fill(state.network(), weights, config.model.backbone)))
-        start = f"starting from {weights.origin}"
-    elif config.data.dataset in REFERENCE_DATASETS:
-        start = RANDOM_START
-    on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
-    options: dict[str, Any] = {"options": steps.compiler_options(jax.default_backend(), graphs=graphs)}
-    embed_step = steps.make_embed_step(graph, layout, **options)
-    if config.data.placement == "device":
-        options |= on_device
-    options |= {"layout": layout, "fixed_batch_norm": config.model.fixed_batch_norm}
-    train_steps = {
-        frozen: steps.make_train_step(graph, config.loss, optimizer, frozen=frozen, **options)
-        for frozen in (False, True)
-    }
-
-    # Folder
-    open_run(run, config, list_images(dataset.sides(), dataset), left_out)
-    log = MetricLog(run, writes=processes.is_first())
-    log.line(_describe(config, run, train_split, evaluation))
-    if left_out:
-        log.line(f"{len(left_out):,} images cannot be read and are left out: {run / LEFT_OUT}")
-    if start:
-        log.line(start)
-    if (named := config.model.compute_dtype) != (precision := computed_in(named)):
-        log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
-    test = dataset.evaluation
-    images = train_split, evaluation, test, len(left_out)
-    return Job(config, log, *images, epoch_steps, layout, train_steps, embed_step), state
-
-
-def _make_ready(job: Job, state: steps.TrainState, step: int, check: Callable[[], None]) -> Job:
-    """Compiles the programs needed from `step` on, in threads while images are decoded. No record counts this time."""
-    job.log.line("compiling the training and the embedding step")
-    start, run = time.perf_counter(), (state, job.config, job.layout)
-
-    def timed(compile_step: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-        return compile_step(*arguments), time.perf_counter() - start
-
-    last = max(job.config.optim.epochs * job.epoch_steps - 1, 0)
-    needed = {job.is_frozen(min(step, last)), job.is_frozen(last)}  # frozen epochs come first
-    with ThreadPoolExecutor(3, "compile") as pool:
-
-        def compile_training(resident: ResidentImages | None) -> dict[bool, Future[tuple[Any, float]]]:
-            arguments = *run, resident
-            return {key: pool.submit(timed, compile_train_step, job.train_steps[key], *arguments) for key in needed}
-
-        embedding = pool.submit(timed, compile_embed_step, job.embed_step, *run)
-        training = compile_training(None) if job.config.data.placement == "host" else None
-        job = _bring_images(job, check)
-        # With images in device memory, the training step needs their shape, which is known now.
-        training = training or compile_training(job.resident)
-        compiled = {key: future.result() for key, future in training.items()}
-        embed_step, seconds = embedding.result()
-    train_steps = {key: train_step for key, (train_step, _) in compiled.items()}
-    job.log.line(f"compiled in {max(seconds, *(seconds for _, seconds in compiled.values())):.1f} s")
-    return job._replace(train_steps=train_steps, embed_step=embed_step)
-
-
-def _bring_images(job: Job, check: Callable[[], None]) -> Job:
-    """Fills the cache and the device memory if configured, and chooses where evaluation images are kept."""
-    data = job.config.data
-    if data.cache:
-        job.log.line(f"decoded images are kept in {data.cache}")
-        if not processes.is_first():
-            processes.wait_for_all("the cache")
-        # All processes must call `check` equally often, but only the first one fills the cache.
-        options = {"check": check} if jax.process_count() == 1 else {}
-        train_split = cached(job.train_split, data, max_side=data.max_side, **options)
-        crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
-        job = job._replace(train_split=train_split, evaluation=Evaluation(*crops_of))
-        if processes.is_first():
-            processes.wait_for_all("the cache")
-    if data.placement == "device":
-        resident = upload(job.train_split, data, job.layout, check)
-        job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")
-        job = job._replace(resident=resident)
-    place, line = choose_place(job.evaluation, job.config)
-    job.log.line(line)
-    return job._replace(sources=[evaluation_source(split, job.config, place) for split in job.evaluation.splits()])
 
 
 @contextlib.contextmanager
@@ -396,19 +230,6 @@ def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:
             f"run with lower learning rates (now {rates}) or a larger optim.epsilon (now {config.optim.epsilon:g})."
         )
     return value
-
-
-def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evaluation: Evaluation) -> str:
-    device = jax.devices()[0]
-    named = {"training": train_split, "evaluation": evaluation.queries}
-    if evaluation.gallery is not None:
-        named = {"training": train_split, "queries": evaluation.queries, "gallery": evaluation.gallery}
-    parts = (
-        f"{name} {len(split.labels):,} images of {len(np.unique(split.labels)):,} classes"
-        for name, split in named.items()
-    )
-    devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
-    return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,9 +13,10 @@ import trees
 from flax import nnx
 from test_train import EPOCH_STEPS, records, small, timeless
 
-from proxynca_jax import compile_ahead, steps, train
+from proxynca_jax import compile_ahead, job, steps, train
 from proxynca_jax.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.errors import UserError
+from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import progress
 from proxynca_jax.machine.interrupt import Interrupted
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norm
@@ -77,7 +78,7 @@ def test_the_loss_is_that_of_the_embeddings_in_inference(options):
     graph, state = start()
     (batch,) = batches(1)
     embeddings = steps.make_embed_step(graph)(state.network(), batch["image"])
-    expected = train.LOSSES["proxy_nca"].of_batch(embeddings, state.params["proxies"], batch["label"], LossConfig())
+    expected = LOSSES["proxy_nca"].of_batch(embeddings, state.params["proxies"], batch["label"], LossConfig())
     _, loss = steps.make_train_step(graph, LossConfig(), OPTIMIZER, **options)(state, batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
@@ -195,7 +196,7 @@ def test_a_stopped_run_continues_to_the_last_bit(root, whole, tmp_path, monkeypa
         with pytest.raises(Interrupted):
             train.train(fine_tuning(root), tmp_path / "run")
     assert "stopped at step" in (tmp_path / "run" / "log.txt").read_text()
-    monkeypatch.setattr(train, "compile_train_step", compile_and_note)
+    monkeypatch.setattr(job, "compile_train_step", compile_and_note)
     train.train(fine_tuning(root), tmp_path / "run")
     assert len(compiled) == needed
     assert timeless(tmp_path / "run") == timeless(whole)
@@ -219,7 +220,7 @@ def test_frozen_epochs_alone_compile_one_step_and_keep_the_backbone(root, whole,
 
     kinds: dict[Any, str] = {}
     monkeypatch.setattr(steps, "make_train_step", make_and_note)
-    monkeypatch.setattr(train, "compile_train_step", compile_and_note)
+    monkeypatch.setattr(job, "compile_train_step", compile_and_note)
     config = fine_tuning(root, epochs=1)
     train.train(config, tmp_path / "run")
     assert compiled == ["frozen"]

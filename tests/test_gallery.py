@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 
-from proxynca_jax import embed, evaluate, train
+from proxynca_jax import embed, evaluate, job, train
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import evaluation_images, transforms
 from proxynca_jax.data.datasets import DATASETS, DataSetSource, load_dataset
@@ -113,7 +113,7 @@ def test_queries_and_gallery_are_kept_alike_and_score_the_same(root, run, tmp_pa
         return decode(image, name)
 
     monkeypatch.setattr(transforms, "decode", decode_and_note)
-    monkeypatch.setattr(train, "choose_place", lambda *_: (place, place))
+    monkeypatch.setattr(job, "choose_place", lambda *_: (place, place))
     config = config_of(root)
     config.data.cache = str(tmp_path / "cache") if place == CACHE else ""
     train.train(config, tmp_path / "run")

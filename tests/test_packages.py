@@ -12,7 +12,7 @@ import torch
 import trees
 
 from convert import __main__ as command
-from proxynca_jax import Embedder, embed, train
+from proxynca_jax import Embedder, embed, job
 from proxynca_jax.config import DataConfig, ModelConfig, TrainConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.weights import NAMES, conversion, packages
@@ -190,13 +190,13 @@ def test_training_starts_from_a_name_and_says_so(filled, tmp_path, monkeypatch, 
     data = DataConfig(dataset="folder", root=str(tmp_path / "tree"), image_size=32, resize_size=32, threads=2)
     config = TrainConfig(data=data, model=ModelConfig(backbone=NAME, weights=NAME))
     config.optim.batch_size = 8
-    _, state = train._prepare(config, tmp_path / "run")
+    _, state = job.prepare(config, tmp_path / "run")
     assert f"starting from the weights {NAME} of the package" in capsys.readouterr().out
     read = read_package(NAME).tensors["params/backbone/block3_depthwise/kernel"]
     np.testing.assert_array_equal(state.network().params["backbone"]["block3_depthwise"]["kernel"], read)
     config.model.backbone = "bn_inception"
     with pytest.raises(UserError, match=r"of the backbone 'efficientnet_lite0', .* Set --config\.model\.backbone=eff"):
-        train._prepare(config, tmp_path / "other")
+        job.prepare(config, tmp_path / "other")
 
 
 @pytest.mark.slow

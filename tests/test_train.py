@@ -15,7 +15,7 @@ import trees
 
 from convert import __main__ as command
 from convert.bn_inception import from_state_dict
-from proxynca_jax import steps, train
+from proxynca_jax import job, steps, train
 from proxynca_jax.compile_ahead import CompileClock
 from proxynca_jax.config import DataConfig, EvaluationConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import transforms
@@ -182,7 +182,7 @@ def test_evaluation_images_are_decoded_once_a_run_and_score_the_same(
         return decode(image, name)
 
     monkeypatch.setattr(transforms, "decode", decode_and_note)
-    monkeypatch.setattr(train, "choose_place", lambda *_: (place, f"evaluation images: {place}"))
+    monkeypatch.setattr(job, "choose_place", lambda *_: (place, f"evaluation images: {place}"))
     config = small(root)
     config.data.cache = str(tmp_path / "cache") if place == CACHE else ""
     train.train(config, tmp_path / "run")
@@ -255,7 +255,7 @@ def test_pretrained_weights_are_the_start(root, tmp_path, capsys):
     converted_file.write(tmp_path / "start.safetensors", "bn_inception", leaves, source={})
     config = small(root, backbone="bn_inception")
     config.model.weights = str(tmp_path / "start.safetensors")
-    _, state = train._prepare(config, tmp_path / "run")
+    _, state = job.prepare(config, tmp_path / "run")
     assert f"starting from the weights in {config.model.weights}" in capsys.readouterr().out
     for ours, theirs in zip(jax.tree.leaves(state.network()), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_array_equal(ours, theirs)
