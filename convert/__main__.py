@@ -10,6 +10,11 @@ Both networks on the same images, compared layer by layer:
     python -m convert verify bn_inception_weights_pt04.pt weights/bn_inception.safetensors
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import argparse
 import pathlib
 import shlex
@@ -20,6 +25,7 @@ from jaxtyping import Shaped
 
 from convert import torch_files
 from proxynca_jax.errors import UserError, look_up
+from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import abstract_network
@@ -140,14 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             case [source], False, output, backbone, entry:
                 backbone = backbone or DEFAULT_BACKBONE
                 output = output or f"weights/{backbone}.safetensors"
-                to_flax(pathlib.Path(source), pathlib.Path(output), backbone, entry)
+                to_flax(path(source), path(output), backbone, entry)
             case [source, output], True, None, None, None:
-                to_torch(pathlib.Path(source), pathlib.Path(output))
+                to_torch(path(source), path(output))
             case ["verify", source, converted], False, None, None, entry:
                 torch_files.import_torch()
                 from convert.verify import verify
 
-                verify(pathlib.Path(source), pathlib.Path(converted), entry)
+                verify(path(source), path(converted), entry)
             case _:
                 parser.error("these arguments do not go together; --help shows the three forms")
 

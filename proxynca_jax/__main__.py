@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from proxynca_jax.machine.signals import start_command
+
 COMMANDS = {  # name: module, and what it does
     "train": ("proxynca_jax.train", "train an embedding network with proxies and score it on unseen classes"),
     "evaluate": ("proxynca_jax.evaluate", "score a run, or embeddings of any origin"),
@@ -16,6 +18,7 @@ COMMANDS = {  # name: module, and what it does
 
 def main() -> None:
     """Runs the command that the first argument names."""
+    start_command()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in COMMANDS:
         sys.argv[:2] = [f"proxynca {name}"]

@@ -16,6 +16,11 @@ the timed steps run as in training.
 On a GPU it also estimates the seconds per epoch on CUB, Cars and SOP. The last line is the whole report as JSON.
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import argparse
 import contextlib
 import functools
@@ -38,6 +43,7 @@ from proxynca_jax.data.pipeline import crop_batches, evaluation_batches, prefetc
 from proxynca_jax.data.resident import crops, upload
 from proxynca_jax.data.split import Split
 from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.command import exit_on_user_error
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.peak_flops import peak_flops
 from proxynca_jax.machine.precision import available
@@ -246,4 +252,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

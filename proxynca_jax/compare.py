@@ -8,9 +8,14 @@ mean of the last five epochs. It plots every epoch into comparison.png in the fi
 reads no images, and needs no accelerator. If a data set has no reference, the report is about the runs alone.
 """
 
-import argparse
-import pathlib
+from proxynca_jax.machine.signals import start_command
 
+if __name__ == "__main__":
+    start_command()
+
+import argparse
+
+from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error
 from proxynca_jax.report.picture import draw
 from proxynca_jax.report.reference import REFERENCES, find_reference
@@ -28,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m proxynca_jax.compare",
         description="Compares training runs with the PyTorch reference's scores and the paper's.",
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="run", help="the folder of a training run")
+    parser.add_argument("runs", nargs="+", type=path, metavar="run", help="the folder of a training run")
     parser.add_argument("--reference", help=f"one of {', '.join(REFERENCES)} (default: the runs' data set)")
     options = parser.parse_args(arguments)
     with exit_on_user_error():

@@ -14,6 +14,11 @@ The file contains embeddings, paths and, of a split, labels, as `embedding_files
 same name once it is complete, so an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import argparse
 import contextlib
 import dataclasses
@@ -29,7 +34,7 @@ from proxynca_jax.data.photographs import find_photographs, readable
 from proxynca_jax.data.split import GALLERY, QUERY, TRAIN, DataSet, Split
 from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
 from proxynca_jax.errors import UserError
-from proxynca_jax.machine.arguments import NO_GRAPHS
+from proxynca_jax.machine.arguments import NO_GRAPHS, path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
@@ -57,13 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m proxynca_jax.embed", description="Writes the embeddings of images to a file."
     )
-    parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run, or weights")
+    parser.add_argument("--run", type=path, required=True, help="the folder of a training run, or weights")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="which of its states (default: best)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--split", choices=tuple(SPLITS), help="embed these images of the run's data set")
-    source.add_argument("--images", type=pathlib.Path, metavar="FOLDER", help="embed all images in it, however deep")
+    source.add_argument("--images", type=path, metavar="FOLDER", help="embed all images in it, however deep")
     parser.add_argument("--strict", action="store_true", help="with --images: stop at one that cannot be read")
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".npz or .parquet")
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
     if options.strict and not options.images:

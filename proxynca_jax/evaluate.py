@@ -11,6 +11,11 @@ are integers or strings. Each image searches the other images or, if there is a 
 queries alone.
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import argparse
 import pathlib
 
@@ -20,7 +25,7 @@ from jaxtyping import Float, Int
 from proxynca_jax.config import COUNT, KMEANS, NMI_AVERAGES, SEEDS, TrainConfig
 from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
-from proxynca_jax.machine.arguments import NO_GRAPHS, integer
+from proxynca_jax.machine.arguments import NO_GRAPHS, integer, path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
@@ -119,13 +124,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     summary, *_ = str(__doc__).splitlines()
     parser = argparse.ArgumentParser(prog="python -m proxynca_jax.evaluate", description=summary)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=pathlib.Path, help="the folder of a training run")
-    source.add_argument("--embeddings", type=pathlib.Path, metavar="FILE", help=".npz or .parquet")
+    source.add_argument("--run", type=path, help="the folder of a training run")
+    source.add_argument("--embeddings", type=path, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--checkpoint", choices=KINDS, help="with --run: which of its states (default: best)")
     parser.add_argument(
         "--baselines", action="store_true", help="with --run: score raw pixels and the network before training, too"
     )
-    parser.add_argument("--gallery", type=pathlib.Path, metavar="FILE", help="with --embeddings: what to search in")
+    parser.add_argument("--gallery", type=path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     settings = parser.add_argument_group("settings", "by default those of the run, or of training")

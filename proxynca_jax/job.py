@@ -1,5 +1,6 @@
 """A run before its first step: configuration, data and network checked, programs compiled, images brought in."""
 
+import contextlib
 import functools
 import pathlib
 import time
@@ -74,8 +75,13 @@ class Job(NamedTuple):
         return max(self.evaluation_records(), key=lambda record: record[self.config.checkpoint.best_metric])
 
 
-def prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tuple[Job, steps.TrainState]:
-    """Checks configuration, data and devices before anything expensive starts, and makes the run's folder."""
+def prepare(
+    config: TrainConfig, run: pathlib.Path, graphs: bool = True, locks: contextlib.ExitStack | None = None
+) -> tuple[Job, steps.TrainState]:
+    """Checks configuration, data and devices before anything expensive starts, and makes the run's folder.
+
+    The run stays locked until `locks` closes.
+    """
     # Data
     config.validate()
     look_up(LOSSES, config.loss.name, "loss.name")
@@ -119,7 +125,7 @@ def prepare(config: TrainConfig, run: pathlib.Path, graphs: bool = True) -> tupl
     }
 
     # Folder
-    open_run(run, config, list_images(dataset.sides(), dataset), left_out)
+    open_run(run, config, list_images(dataset.sides(), dataset), left_out, locks)
     log = MetricLog(run, writes=processes.is_first())
     log.line(_describe(config, run, train_split, evaluation))
     if left_out:

@@ -11,6 +11,11 @@ With --before, each query has two rows: its nearest images before training and a
 queries with equal chances, except those that have nothing to find. Neither network has a say in the draw.
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import argparse
 import dataclasses
 import io
@@ -29,7 +34,7 @@ from proxynca_jax.data.split import Evaluation, Split
 from proxynca_jax.data.transforms import eval_transform, load_image
 from proxynca_jax.embedder import TrainedNetwork, before_training, embed, load_network
 from proxynca_jax.errors import UserError
-from proxynca_jax.machine.arguments import integer
+from proxynca_jax.machine.arguments import integer, path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.metrics.retrieval import NO_MATCH, LabelledVectors, ranks, recall_at_k
@@ -266,12 +271,12 @@ def main(arguments: list[str] | None = None) -> None:
     """
     summary, *_ = str(__doc__).splitlines()
     parser = argparse.ArgumentParser(prog="python -m proxynca_jax.neighbours", description=summary)
-    parser.add_argument("--run", type=pathlib.Path, required=True, help="the folder of a training run")
+    parser.add_argument("--run", type=path, required=True, help="the folder of a training run")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="which of its states (default: best)")
     parser.add_argument("--before", action="store_true", help="show each query's neighbours before training, too")
     parser.add_argument("--rows", type=integer(COUNT), help="queries (default: 5, each of another class; 8 at random)")
     parser.add_argument("--seed", type=integer(SEEDS), default=0, help="of the draw of queries (default: 0)")
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help=".png")
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help=".png")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         if options.output.suffix.lower() != ".png":

@@ -8,6 +8,11 @@ the best checkpoint. It also contains config.py, which `--config` takes to repea
 command with the same `--run` continues it.
 """
 
+from proxynca_jax.machine.signals import start_command
+
+if __name__ == "__main__":
+    start_command()
+
 import contextlib
 import dataclasses
 import datetime
@@ -30,6 +35,7 @@ from proxynca_jax.embedder import TrainedNetwork, embed
 from proxynca_jax.errors import UserError
 from proxynca_jax.job import EVALUATED_SPLIT, Job, make_ready, prepare
 from proxynca_jax.machine import processes
+from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
@@ -54,10 +60,16 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
         UserError: for anything that the user can correct. Everything computed before is kept.
         Interrupted: if the user stops the run. Its state is saved first.
     """
-    job, state = prepare(config, run, graphs)
+    with contextlib.ExitStack() as locks:
+        job, state = prepare(config, run, graphs, locks)
+        _train(job, state, run)
+
+
+def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
+    config = job.config
     log, epoch_steps = job.log, job.epoch_steps
     every_minutes = config.checkpoint.every_minutes
-    with Checkpoints(run, every_minutes=every_minutes) as checkpoints, stop_on_signal() as check:
+    with stop_on_signal() as check, Checkpoints(run, every_minutes=every_minutes) as checkpoints:
         # Restore
         restored, step, damages = checkpoints.restore_newest(state)
         for damage in damages:
@@ -246,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise UserError("--distributed needs --run, a folder that all processes share.")
             processes.start(options.coordinator_address, options.num_processes, options.process_id)
         default = f"runs/{config.data.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        train(config, pathlib.Path(options.run or default), graphs=not options.no_graphs)
+        train(config, path(options.run or default), graphs=not options.no_graphs)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def parse(arguments: list[str], *, about: str) -> flags.FlagValues:
     """
     valid = flatten(TrainConfig())
     for argument in arguments:
-        if (match := re.match(r"--?config\.([^=]+)", argument)) and match[1] not in valid:
+        if (match := re.match(r"--?(?:no)?config\.([^=]+)", argument)) and match[1] not in valid:
             raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
     words = ["train", *find_preset(arguments)]
     options = _define_options(words)

@@ -1,9 +1,16 @@
 """Argument types for argparse, and help texts that several commands share."""
 
 import argparse
+import os
+import pathlib
 from collections.abc import Callable
 
 NO_GRAPHS = "On a GPU, launch kernels one by one. Use this if CUDA graphs fail."
+
+
+def path(text: str) -> pathlib.Path:
+    """Returns the path that a user wrote. `~` is the home folder: a shell leaves it as it is in `--run=~/x`."""
+    return pathlib.Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises for ~unknown
 
 
 def integer(limits: tuple[int, int | float]) -> Callable[[str], int]:

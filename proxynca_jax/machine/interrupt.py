@@ -1,4 +1,4 @@
-"""Graceful stop on Ctrl-C or SIGTERM: a run stops after its current step and loses no work."""
+"""Graceful stop on Ctrl-C, SIGTERM or SIGHUP: a run stops after its current step and loses no work."""
 
 import contextlib
 import itertools
@@ -10,14 +10,13 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-
-class Interrupted(Exception):
-    """The user or the scheduler asked the run to stop."""
+from proxynca_jax.machine.output import is_closed
+from proxynca_jax.machine.signals import CLOSED_OUTPUT, STOPPING, Interrupted, install, leave_at_once, restore, say
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises `Interrupted` once SIGINT or SIGTERM has arrived. A second signal acts at once.
+    """Yields a function that raises `Interrupted` once a signal of `STOPPING` has arrived. A second acts at once.
 
     With several processes, a signal to any of them stops all of them, at the same call of the function.
     """
@@ -26,35 +25,32 @@ def stop_on_signal() -> Iterator[Callable[[], None]]:
             yield check
         return
 
-    arrived = False
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    arrived: int | None = None
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(*_: object) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         nonlocal arrived
-        arrived = True
-        restore()
+        arrived = number
+        install(leave_at_once)
+        say(f"{signal.Signals(number).name}: stopping soon, nothing is lost; a second signal stops at once")
 
     def check() -> None:
-        if arrived:
-            raise Interrupted
+        if arrived is not None:
+            raise Interrupted(arrived)
+        if is_closed():
+            raise Interrupted(CLOSED_OUTPUT)
 
-    for number in before:
-        signal.signal(number, note)
+    before = install(note)
     try:
         yield check
     finally:
-        restore()
+        restore(before)
 
 
 @contextlib.contextmanager
 def _stop_together() -> Iterator[Callable[[], None]]:
     """`stop_on_signal` for several processes. All of them must call the function equally often."""
     # JAX catches SIGTERM after jax.distributed.initialize(). It notifies the other processes and picks a call that no
-    # process has reached yet. It does not catch Ctrl-C.
+    # process has reached yet. It does not catch the others.
     calls = itertools.count()
 
     def check() -> None:
@@ -62,14 +58,16 @@ def _stop_together() -> Iterator[Callable[[], None]]:
             raise Interrupted
 
     def forward_as_sigterm(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
+        for number in before:
+            signal.signal(number, leave_at_once)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGINT, forward_as_sigterm)
+    caught = [number for number in STOPPING if number != signal.SIGTERM and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward_as_sigterm) for number in caught}
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore(before)
 
 
 def never() -> None:

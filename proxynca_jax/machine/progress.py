@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from proxynca_jax.machine.output import print_line
+
 T = TypeVar("T")
 
 
@@ -41,7 +43,7 @@ class Progress:
         """Shows a text, such as the current loss: next to the bar, or in a line of its own."""
         if self._bar.disable:
             pace = f"{self.images_per_second():.1f} img/s"
-            print(f"{self._description}  {self._done}/{self._images} images  {pace}  {text}", flush=True)
+            print_line(f"{self._description}  {self._done}/{self._images} images  {pace}  {text}")
         else:
             self._bar.set_postfix_str(text)
 

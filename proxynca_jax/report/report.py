@@ -50,7 +50,8 @@ def _run_table(runs: list[Run], reference: Reference | None) -> list[list[str]]:
 
 
 def _pace(records: list[Record], best: Record) -> list[str]:
-    return [str(len(finished_epochs(records))), str(best["epoch"]), f"{median_seconds(records):.1f}"]
+    seconds = median_seconds(records)
+    return [str(len(finished_epochs(records))), str(best["epoch"]), NONE if seconds is None else f"{seconds:.1f}"]
 
 
 def _score_table(rows: list[Row], metrics: list[str], reference: Reference | None) -> list[list[str]]:

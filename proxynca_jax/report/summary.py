@@ -60,9 +60,14 @@ def estimate(values: list[float]) -> Estimate:
     return Estimate(mean, deviation, mean - half_width, mean + half_width)
 
 
-def median_seconds(records: list[Record]) -> float:
-    """Returns the median of the epochs' training seconds. An interrupted epoch hardly changes a median."""
-    return float(np.median([record["train_seconds"] for record in finished_epochs(records)]))
+def median_seconds(records: list[Record]) -> float | None:
+    """Returns the median of the epochs' training seconds. An interrupted epoch hardly changes a median.
+
+    An epoch that was stopped after its last step has none, as the process that scored it did not train it. None if that
+    is so of all epochs.
+    """
+    seconds = [record["train_seconds"] for record in finished_epochs(records) if "train_seconds" in record]
+    return float(np.median(seconds)) if seconds else None
 
 
 def _three_records(records: list[Record]) -> tuple[Record, Record, Record]:

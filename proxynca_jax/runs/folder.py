@@ -1,5 +1,6 @@
 """The folder of a run and its configuration."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.runs.image_list import ListedImage, require_same_images, write_list
+from proxynca_jax.runs.lock import LOCK, only_writer
 
 # These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
 # changes the learning rate of every step.
@@ -35,6 +37,7 @@ def open_run(
     config: TrainConfig,
     images: Sequence[ListedImage] | None = None,
     left_out: Mapping[str, str] | None = None,
+    locks: contextlib.ExitStack | None = None,
 ) -> None:
     """Creates the folder of a new run, or checks that an existing one has the same configuration and images.
 
@@ -45,9 +48,11 @@ def open_run(
         config: of the run.
         images: of its data set. None: they are neither checked nor listed.
         left_out: the fault of each image that is left out, by name.
+        locks: closes when this process stops writing; see `only_writer`. None: the folder is not locked.
 
     Raises:
-        UserError: the folder contains a run of another configuration or other images, or something other than a run.
+        UserError: the folder contains a run of another configuration or other images, or something other than a run,
+            or another process trains this run.
     """
     if (run / "config.json").exists():
         before, now = flatten(read_config(run)), flatten(config)
@@ -60,9 +65,11 @@ def open_run(
             )
         if images is not None:
             require_same_images(run, images, config.data.root)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
     processes.wait_for_all("checked the run's folder")  # the first process must not change it before that
+    if locks is not None:
+        locks.enter_context(only_writer(run))
     if processes.is_first():
         _write_config(run, config)
         if images is not None:

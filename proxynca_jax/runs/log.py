@@ -2,12 +2,10 @@
 
 import json
 import pathlib
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
 from proxynca_jax.machine.atomic_file import replace_file
+from proxynca_jax.machine.output import print_line, printable
 
 Record = dict[str, Any]  # scores and times of one evaluation, and a few names
 
@@ -28,8 +26,8 @@ class MetricLog:
 
     def line(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one, and appends it to `log.txt`."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        text = printable(text)
+        print_line(text)
         if self._writes:
             with self._text.open("a") as file:
                 file.write(text + "\n")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine.arguments import path as expanded
 from proxynca_jax.models.network import Variables
 from proxynca_jax.weights import converted_file
 from proxynca_jax.weights.converted_file import Converted, flatten, mismatches
@@ -33,7 +34,7 @@ def read_weights(path: str | os.PathLike[str]) -> Converted:
     Raises:
         UserError: if there is no such file or it is something else, or the package is not installed.
     """
-    name, path = os.fspath(path), pathlib.Path(path)
+    name, path = os.fspath(path), expanded(os.fspath(path))
     if name in PACKAGES:
         return read_package(name)
     if name == path.stem and not path.exists():

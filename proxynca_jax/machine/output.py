@@ -1,0 +1,44 @@
+"""Lines on standard output: text of any origin made printable, and output whose reader has gone."""
+
+import os
+import sys
+import unicodedata
+
+from tqdm import tqdm
+
+_closed = False
+
+
+def printable(text: str) -> str:
+    r"""Returns the text with control characters escaped, as in `\x1b`. Line ends and tabs stay.
+
+    A file or a class may be named with any characters. Raw, some of them would change the terminal.
+    """
+    return "".join(_escaped(sign) if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text)
+
+
+def _escaped(sign: str) -> str:
+    return sign if sign in "\n\t" else sign.encode("unicode_escape").decode()
+
+
+def print_line(text: str) -> None:
+    """Prints a line above the progress bar if there is one. Once nobody reads the output, prints nothing."""
+    if _closed:
+        return
+    try:
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        close()
+
+
+def close() -> None:
+    """Sends what is still printed nowhere. Otherwise Python would fail again when it flushes at its end."""
+    global _closed
+    _closed = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def is_closed() -> bool:
+    """Returns whether the reader of standard output has gone."""
+    return _closed
