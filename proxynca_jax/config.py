@@ -211,8 +211,13 @@ def _faults(config: TrainConfig) -> Iterator[str]:
     for name, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} is {value}; it must be a finite number."
-    metrics = tuple(evaluation.score_names())
-    for name, choices in (CHOICES | {"checkpoint.best_metric": metrics}).items():
+    ks, choices_of = evaluation.recall_at, CHOICES
+    # `type`, because True is an integer to Python, too.
+    if isinstance(ks, (tuple, list)) and ks and all(type(k) is int and k >= 1 for k in ks):
+        choices_of = CHOICES | {"checkpoint.best_metric": tuple(evaluation.score_names())}
+    else:
+        yield f"evaluation.recall_at is {ks!r}; it needs one K or more, each a whole number of at least 1, as in 1,2,4."
+    for name, choices in choices_of.items():
         if fields[name] not in choices:
             yield f"{name} is {fields[name]!r}: {nearest(fields[name], choices)}"
     if config.optim.frozen_epochs > config.optim.epochs:
@@ -223,8 +228,6 @@ def _faults(config: TrainConfig) -> Iterator[str]:
     if not 0 < data.crop_area_min <= data.crop_area_max <= 1:
         limits = f"{data.crop_area_min} and {data.crop_area_max}"
         yield f"data.crop_area_min and crop_area_max are {limits}; they must be above 0, at most 1 and in order."
-    if not evaluation.recall_at or min(evaluation.recall_at) < 1:
-        yield f"evaluation.recall_at is {evaluation.recall_at}; it needs one K or more, each at least 1."
     for name, (lowest, highest) in RANGES.items():
         if not lowest <= fields[name] <= highest:
             least = "above 0" if lowest == TINY else f"at least {lowest:g}"

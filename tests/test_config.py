@@ -284,3 +284,11 @@ def test_configuration_of_an_older_version_lacks_new_fields(config, tmp_path):
     del saved["evaluation"]["nmi_average"], saved["checkpoint"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("ks", ["", "1", (), (0,), ("1",), (None,), (1, 2.5), (1, True), (1, float("nan"))])
+def test_recall_at_must_be_whole_numbers(ks):
+    config = TrainConfig()
+    config.evaluation.recall_at = ks
+    with pytest.raises(UserError, match=r"evaluation\.recall_at is .* whole number of at least 1"):
+        config.validate()

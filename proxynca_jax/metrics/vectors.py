@@ -135,7 +135,8 @@ def _largest(sides: list[Float[np.ndarray, "_ dim"]], convert: Convert) -> tuple
 
 
 def _mean(sides: list[Float[np.ndarray, "_ dim"]], convert: Convert) -> Float64[np.ndarray, " dim"]:
-    return sum(convert(chunk).sum(0) for side in sides for chunk in _chunks(side)) / sum(map(len, sides))
+    sums = [convert(chunk).sum(0) for side in sides for chunk in _chunks(side)]
+    return np.sum(sums, 0) / sum(map(len, sides))
 
 
 def _convert(rows: Float[np.ndarray, "rows dim"], convert: Convert) -> Float32[np.ndarray, "rows dim_out"]:
