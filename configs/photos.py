@@ -6,12 +6,10 @@
 Half of the classes are for testing. A fifth of the others is held out to choose the epoch (the validation protocol), so
 the test classes choose nothing. The network is EfficientNet-Lite0 with ImageNet's weights.
 
-@RESULTS@
+Measured on 5,421 photographs of 81 kinds of groceries, of which 40 test: see docs/photographs.md.
 
-The settings are those of `cars_lite0.py`. They were chosen on training classes of Cars196 and of grocery photographs:
-networks trained on 70 % of these were scored on the others.
-
-For more detail in the images, at four times the time: --config.data.image_size=256 --config.data.resize_size=292
+The settings are those of `cars_lite0.py`, which were chosen on training classes of Cars196. Six epochs are fewer,
+because on training classes of the groceries ten were no better.
 """
 
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
