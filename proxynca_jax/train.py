@@ -186,6 +186,7 @@ def _finish_epoch(
     if job.best() == record:
         checkpoints.save("best", step, state)
     checkpoints.save("latest", step, state)
+    checkpoints.finish()  # a process that is killed from here on keeps the epoch
 
 
 def _score(

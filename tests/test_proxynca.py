@@ -44,7 +44,7 @@ def test_an_unknown_command_is_refused_with_the_nearest_name():
 
 
 def test_presets_are_found_by_name_and_files_stay_as_they_are():
-    assert set(presets()) == {"cars", "cub", "glyphs", "sop"}
+    assert set(presets()) == {"cars", "cars_lite0", "cub", "glyphs", "photos", "sop"}
     assert find_preset(["--config", "cars", "--run", "cub"]) == ["--config", str(presets()["cars"]), "--run", "cub"]
     assert find_preset(["--config=cub"]) == [f"--config={presets()['cub']}"]
     for words in (["--config", "configs/cars.py"], ["--config"], ["--config.data.root=cars"]):

@@ -67,9 +67,7 @@ class Checkpoints:
 
         A state of the same step is left as it is: a run that continues computes the same state again.
         """
-        # One at a time: whatever moment a run dies at, the latest state is never newer than the best one.
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        self.finish()  # one at a time: whatever moment a run dies at, the best state is there before the latest one
         self._saved_at = time.monotonic()
         manager = self._managers[kind]
         if manager.latest_step() == step:
@@ -80,6 +78,11 @@ class Checkpoints:
         written = digests(items)
         saved[DIGESTS] = ocp.args.JsonSave({"arrays": written, "check": _check(written)})
         manager.save(step, args=ocp.args.Composite(**saved), force=True)
+
+    def finish(self) -> None:
+        """Waits until all states are written."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
 
     def save_if_due(self, step: int, state: TrainState) -> None:
         """Saves the latest state if the last save was `every_minutes` ago. All processes must call it equally often."""
