@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
+from flax import nnx
 
 from proxynca_jax import steps
 from proxynca_jax.compile_ahead import compile_embed_step, compile_train_step
@@ -113,16 +115,7 @@ def prepare(
         start = f"starting from {weights.origin}"
     elif config.data.dataset in REFERENCE_DATASETS:
         start = RANDOM_START
-    on_device = {"images_of": functools.partial(crops, size=config.data.image_size)}
-    options: dict[str, Any] = {"options": steps.compiler_options(jax.default_backend(), graphs=graphs)}
-    embed_step = steps.make_embed_step(graph, layout, **options)
-    if config.data.placement == "device":
-        options |= on_device
-    options |= {"layout": layout, "fixed_batch_norm": config.model.fixed_batch_norm}
-    train_steps = {
-        frozen: steps.make_train_step(graph, config.loss, optimizer, frozen=frozen, **options)
-        for frozen in (False, True)
-    }
+    programs = _programs(config, graph, optimizer, layout, graphs)
 
     # Folder
     open_run(run, config, list_images(dataset.sides(), dataset), left_out, locks)
@@ -136,7 +129,23 @@ def prepare(
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
     test = dataset.evaluation
     images = train_split, evaluation, test, len(left_out)
-    return Job(config, log, *images, epoch_steps, layout, train_steps, embed_step), state
+    return Job(config, log, *images, epoch_steps, layout, *programs), state
+
+
+def _programs(
+    config: TrainConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, layout: Layout, graphs: bool
+) -> tuple[dict[bool, steps.TrainStep], steps.EmbedStep]:
+    """The run's programs, which are not compiled yet: `train_steps` and `embed_step` of a job."""
+    options: dict[str, Any] = {"options": steps.compiler_options(jax.default_backend(), graphs=graphs)}
+    embed_step = steps.make_embed_step(graph, layout, **options)
+    if config.data.placement == "device":
+        options["images_of"] = functools.partial(crops, size=config.data.image_size)
+    options |= {"layout": layout, "fixed_batch_norm": config.model.fixed_batch_norm}
+    train_steps = {
+        frozen: steps.make_train_step(graph, config.loss, optimizer, frozen=frozen, **options)
+        for frozen in (False, True)
+    }
+    return train_steps, embed_step
 
 
 def make_ready(job: Job, state: steps.TrainState, step: int, check: Callable[[], None]) -> Job:
