@@ -9,6 +9,8 @@ COMMANDS = {  # name: module, and what it does
     "train": ("proxynca_jax.train", "train an embedding network with proxies and score it on unseen classes"),
     "evaluate": ("proxynca_jax.evaluate", "score a run, or embeddings of any origin"),
     "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),
+    "index": ("proxynca_jax.index", "bring an index of images up to date with a folder"),
+    "search": ("proxynca_jax.search", "find the images of an index that are similar to a photograph"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),

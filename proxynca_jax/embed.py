@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import dataclasses
 import pathlib
 import shlex
 import sys
@@ -32,14 +31,20 @@ from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.photographs import find_photographs, readable
 from proxynca_jax.data.split import GALLERY, QUERY, TRAIN, DataSet, Split
-from proxynca_jax.embedder import TrainedNetwork, embed_batches, embedding_width, load_network, load_weights
+from proxynca_jax.embedder import (
+    TrainedNetwork,
+    embed_batches,
+    embedding_width,
+    load_network,
+    load_weights,
+    preprocessing_of,
+)
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
-from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
@@ -103,7 +108,7 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
             "dimensions": embedding_width(config),
             "compute_dtype": computed_in(config.model.compute_dtype),
             "backbone": config.model.backbone,
-            "preprocessing": _preprocessing(config),
+            "preprocessing": preprocessing_of(config),
             "versions": versions(),
         },
     )
@@ -167,12 +172,6 @@ def _describe_scoring(options: argparse.Namespace, config: TrainConfig, *, with_
 
 def _quoted(path: pathlib.Path) -> str:
     return shlex.quote(str(path))
-
-
-def _preprocessing(config: TrainConfig) -> dict[str, Any]:
-    """Describes how the images became the network's input: as its weights expect, at the run's sizes."""
-    sizes = {"image_size": config.data.image_size, "resize_size": config.data.resize_size, "squash": config.data.squash}
-    return dataclasses.asdict(BACKBONES[config.model.backbone].preprocessing) | sizes
 
 
 def _scoring_command(output: pathlib.Path, config: TrainConfig) -> str:

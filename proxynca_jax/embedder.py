@@ -1,10 +1,13 @@
 """Embeds images with a trained network: splits for the commands, and any images from Python."""
 
 import contextlib
+import dataclasses
+import functools
+import json
 import os
 import pathlib
-from collections.abc import Callable, Generator, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,10 +21,12 @@ from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
 from proxynca_jax.machine.interrupt import never
+from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import Variables, abstract_network, init_network
 from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
+from proxynca_jax.runs.digests import digest
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
 from proxynca_jax.weights.pretrained import are_weights, fill, read_weights
@@ -110,6 +115,12 @@ def embedding_width(config: TrainConfig) -> int:
     return config.model.embedding_dim or BACKBONES[config.model.backbone].features
 
 
+def preprocessing_of(config: TrainConfig) -> dict[str, Any]:
+    """Describes how images become a network's input: as its weights expect, at the run's sizes."""
+    sizes = {"image_size": config.data.image_size, "resize_size": config.data.resize_size, "squash": config.data.squash}
+    return dataclasses.asdict(BACKBONES[config.model.backbone].preprocessing) | sizes
+
+
 def embed_batches(
     network: TrainedNetwork,
     split: Split,
@@ -171,12 +182,13 @@ class Embedder:
     vectors = embedder.embed(["a.jpg", image, array], progress=True)
     """
 
-    def __init__(self, network: TrainedNetwork, config: TrainConfig):
+    def __init__(self, network: TrainedNetwork, config: TrainConfig, origin: Mapping[str, Any] | None = None):
         """Args:
         network: embeds the images.
         config: their sizes, the batch size and the number of threads.
+        origin: where the network comes from, for `about`.
         """
-        self._network, self._config = network, config
+        self._network, self._config, self._origin = network, config, dict(origin or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best") -> "Embedder":
@@ -193,16 +205,35 @@ class Embedder:
         """
         path = pathlib.Path(path).expanduser()
         if are_weights(path):
-            return cls(*load_weights(path))
+            origin = path.absolute() if path.is_file() else path  # a package's name has no folder
+            return cls(*load_weights(path), {"model": str(origin)})
         if checkpoint not in KINDS:
             raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
-        network, config, _ = load_network(path, checkpoint)
-        return cls(network, config)
+        network, config, step = load_network(path, checkpoint)
+        return cls(network, config, {"model": str(path.absolute()), "checkpoint": checkpoint, "step": step})
 
     @property
     def dim(self) -> int:
         """D, the width of a vector."""
         return embedding_width(self._config)
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What the vectors depend on, as JSON: the digest of the network's arrays, its sizes, and its origin."""
+        return {
+            **self._origin,
+            "weights": digest(self._network.variables),
+            "backbone": self._config.model.backbone,
+            "dimensions": self.dim,
+            "compute_dtype": computed_in(self._config.model.compute_dtype),
+            "preprocessing": json.loads(json.dumps(preprocessing_of(self._config))),  # tuples become lists
+        }
+
+    def batches(
+        self, split: Split, check: Callable[[], None] = never
+    ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
+        """Embeds a split batch by batch, as `embed_batches` does, without a bar."""
+        return embed_batches(self._network, split, self._config, check, progress=False)
 
     def embed(self, images: Iterable[GivenImage], *, progress: bool = False) -> Float32[np.ndarray, "N D"]:
         """Embeds images of any size.
@@ -225,8 +256,8 @@ class Embedder:
         if not count:
             return vectors
         done = 0
-        batches = embed_batches(self._network, split, self._config, progress=False)
-        with contextlib.closing(batches), tqdm(total=count, unit="img", disable=not progress) as bar:
+        bar = tqdm(total=count, unit="img", disable=not progress)
+        with bar, contextlib.closing(self.batches(split)) as batches:
             for batch in batches:
                 vectors[done : done + len(batch)] = batch
                 done += len(batch)

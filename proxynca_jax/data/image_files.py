@@ -1,5 +1,6 @@
 """Image files as a split: their contents are read when they are indexed."""
 
+import hashlib
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -55,6 +56,11 @@ def read_image(path: Path) -> bytes:
         raise UserError(
             f"cannot read the image {path}: {error.strerror}. Images must stay in place until the run ends."
         ) from error
+
+
+def content_digest(content: bytes) -> str:
+    """Computes the digest of a file's content, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def file_split(

@@ -40,7 +40,15 @@ class Photographs(Sequence[Pixels]):
     def _decode(self, path: Path) -> Pixels:
         if path.suffix.lower() in HEIC_SUFFIXES and not self.reads_heic:
             raise UserError(f"{path}: reading HEIC needs the package pillow-heif: pip install 'proxynca_jax[heic]'.")
-        return decode_upright(read_image(path), str(path))
+        return decode_upright(self.read(path), str(path))
+
+    def read(self, path: Path) -> bytes:
+        """Reads a photograph's file.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        return read_image(path)
 
 
 def _read_heic() -> bool:
@@ -69,8 +77,13 @@ def find_photographs(folder: Path) -> tuple[Split, Photographs]:
     if not (paths := list_images(folder, SUFFIXES)):
         raise UserError(f"{folder} holds no images, that is files ending in {' '.join(sorted(SUFFIXES))}.")
     photographs = Photographs(paths)
-    labels = np.full(len(paths), NO_LABEL, np.int32)
-    return Split(photographs, [str(path) for path in paths], labels, class_names=()), photographs
+    return photograph_split(photographs), photographs
+
+
+def photograph_split(photographs: Photographs) -> Split:
+    """Makes a split without classes."""
+    names = [str(path) for path in photographs.paths]
+    return Split(photographs, names, np.full(len(names), NO_LABEL, np.int32), class_names=())
 
 
 def readable(

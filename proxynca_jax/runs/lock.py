@@ -20,14 +20,16 @@ LOCK = "lock"  # stays in the folder: deleting it would let two processes lock t
 
 
 @contextlib.contextmanager
-def only_writer(run: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a run. Of several processes that train together, only the first one does.
+def only_writer(run: pathlib.Path, *, doing: str = "trained", option: str = "--run") -> Iterator[None]:
+    """Holds the lock of a run or of an index. Of several processes that train together, only the first one does.
 
     Args:
-        run: the run's folder, which exists.
+        run: its folder.
+        doing: what the writer does, for the error.
+        option: by which another folder is chosen, for the error.
 
     Raises:
-        UserError: another process trains this run.
+        UserError: another process holds the lock.
     """
     if fcntl is None or not processes.is_first():
         yield
@@ -42,7 +44,7 @@ def only_writer(run: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{run} is being trained by {_holder(run)}. Wait for its end or stop it, or choose another --run."
+                f"{run} is being {doing} by {_holder(run)}. Wait for its end or stop it, or choose another {option}."
             ) from error
         except OSError:  # a file system without locks
             yield

@@ -1,0 +1,127 @@
+"""An index in a folder or in object storage, by LanceDB, which runs inside this process.
+
+Each call that writes makes a new version of the table. A search reads one version, so it never sees half of a call,
+and a process that is killed leaves the last version. `images_<network>` is a table of rows, `about` one row of JSON.
+"""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from proxynca_jax.errors import UserError
+from proxynca_jax.vector_index.engine import FILE_COLUMNS, About, Match, schema, table_name, text
+
+ABOUT = "about"
+# Versions that a search in another process may be reading.
+KEPT_VERSIONS = datetime.timedelta(minutes=10)
+PATHS_PER_CONDITION = 1000
+# Calls of `add` between two compactions. Each leaves a small file, and a search opens all of them.
+ADDS_PER_COMPACTION = 64
+
+
+class LanceEngine:
+    """An `Engine`."""
+
+    def __init__(self, address: str):
+        """Args:
+        address: a folder, which need not exist, or a URI of object storage such as `s3://bucket/photos.lance`.
+
+        Raises:
+            UserError: if the address is a file or cannot be opened.
+        """
+        self.address = address
+        if pathlib.Path(address).is_file():
+            raise UserError(f"{address} is a file; an index is a folder, such as photos.lance.")
+        try:
+            # Without an interval of 0, an open table does not notice what other processes write.
+            self._database = lancedb.connect(address, read_consistency_interval=datetime.timedelta(0))
+            self._names = set(self._database.list_tables().tables)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot open the index {address}: {error}") from error
+        self._table: Any = None
+        self._adds = 0
+        if (described := self._about()) is not None:
+            self._table = self._open(table_name(described))
+
+    def _about(self) -> About | None:
+        if ABOUT not in self._names:
+            return None
+        try:
+            return json.loads(self._database.open_table(ABOUT).to_arrow()["about"][0].as_py())
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{self.address} is damaged: {error}. Delete it and index the images again.") from error
+
+    def _open(self, name: str) -> Any:
+        try:
+            return self._database.open_table(name)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{self.address} is damaged: {error}. Delete it and index the images again.") from error
+
+    def describe(self) -> tuple[About, int] | None:
+        about = self._about()
+        return None if about is None else (about, self._open(table_name(about)).count_rows())
+
+    def begin(self, about: About) -> None:
+        name = table_name(about)
+        if name not in self._names:
+            self._database.create_table(name, schema=schema(about["dimensions"]))
+            self._names.add(name)
+        self._table = self._open(name)
+
+    def publish(self, about: About) -> None:
+        rows = pa.table({"about": [json.dumps(about)]})
+        self._database.create_table(ABOUT, rows, mode="overwrite" if ABOUT in self._names else "create")
+        for name in self._names - {ABOUT, table_name(about)}:
+            self._database.drop_table(name)
+        self._names = {ABOUT, table_name(about)}
+        self._compact()
+
+    def add(self, rows: pa.Table) -> None:
+        self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        self._adds += 1
+        if self._adds % ADDS_PER_COMPACTION == 0:
+            self._compact()
+
+    def _compact(self) -> None:
+        self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        for start in range(0, len(paths), PATHS_PER_CONDITION):
+            some = ", ".join(text(path) for path in paths[start : start + PATHS_PER_CONDITION])
+            self._table.delete(f"path IN ({some})")
+
+    def search(
+        self, vectors: Float32[np.ndarray, "queries dim"], k: int, where: str | None, *, exact: bool = True
+    ) -> list[list[Match]]:
+        query = self._table.search(vectors, vector_column_name="vector").distance_type("dot").limit(k)
+        query = query.bypass_vector_index() if exact else query
+        query = query.where(where, prefilter=True) if where else query
+        try:
+            found = query.select(["path", "label", "_distance"]).to_arrow()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(_say(where, error)) from error
+        matches: list[list[Match]] = [[] for _ in vectors]
+        numbers = found["query_index"].to_pylist() if "query_index" in found.column_names else [0] * len(found)
+        columns = (found[name].to_pylist() for name in ("_distance", "path", "label"))
+        for number, distance, path, label in zip(numbers, *columns, strict=True):
+            matches[number].append(Match(1 - distance, path, label))
+        return matches
+
+    def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        query = self._table.search().select(list(columns))
+        try:
+            yield from (query.where(where) if where else query).to_batches()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(_say(where, error)) from error
+
+
+def _say(where: str | None, error: Exception) -> str:
+    first, *_ = str(error).splitlines()
+    return f"the condition {where!r} cannot be used: {first} It is SQL on the columns {', '.join(FILE_COLUMNS)}."
