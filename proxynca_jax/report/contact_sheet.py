@@ -53,7 +53,7 @@ def _put(sheet: PIL.Image.Image, path: Path, left: int, top: int, lines: Sequenc
     except (OSError, ValueError, PIL.Image.DecompressionBombError):
         pen.text((left + TILE // 2, top + TILE // 2), "not there", fill=INK, font=font, anchor="mm")
     else:
-        image.thumbnail((TILE, TILE))
+        image = PIL.ImageOps.contain(image, (TILE, TILE))
         sheet.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
     for number, line in enumerate(lines):
         short = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…"

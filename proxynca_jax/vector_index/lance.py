@@ -6,9 +6,12 @@ and a process that is killed leaves the last version. `images_<network>` is a ta
 
 import datetime
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+os.environ.setdefault("LANCE_LOG", "error")  # read by the import; its warnings are of no use to a user
 
 import lancedb
 import numpy as np
