@@ -11,6 +11,7 @@ COMMANDS = {  # name: module, and what it does
     "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
+    "export": ("proxynca_jax.export", "export the network of a run for other programs"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),
     "bench": ("proxynca_jax.bench", "measure this machine's speed"),
 }

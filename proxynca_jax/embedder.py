@@ -1,6 +1,7 @@
 """Embeds images with a trained network: splits for the commands, and any images from Python."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Generator, Iterable
@@ -17,6 +18,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine.arguments import path as expanded
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.models import BACKBONES
@@ -24,7 +26,9 @@ from proxynca_jax.models.network import Variables, abstract_network, init_networ
 from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
-from proxynca_jax.weights.pretrained import are_weights, fill, read_weights
+from proxynca_jax.weights import hub_download, hub_folder
+from proxynca_jax.weights.converted_file import Converted
+from proxynca_jax.weights.pretrained import are_weights, fill, is_exported, read_weights
 
 
 class TrainedNetwork(NamedTuple):
@@ -86,23 +90,32 @@ def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[
         graphs: as for `steps.compiler_options`.
 
     Returns:
-        The network, and a configuration with its backbone's sizes.
+        The network, and a configuration with the sizes of an exported network, or else of the backbone.
 
     Raises:
         UserError: as for `read_weights`.
     """
-    weights = read_weights(path)
-    config = TrainConfig()
-    kernel = weights.tensors.get("params/embedding_layer/kernel")
-    config.model.backbone, config.model.weights = weights.backbone, os.fspath(path)
-    config.model.embedding_dim = 0 if kernel is None else kernel.shape[1]
-    preprocessing = BACKBONES[weights.backbone].preprocessing
-    config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
+    if is_exported(path):
+        weights, config = hub_folder.read(expanded(os.fspath(path)))
+    else:
+        weights = read_weights(path)
+        config = _settings_of(weights)
+    config.model.weights = os.fspath(path)
     graph, shapes = abstract_network(config.model)
     layout = Layout()
     variables = layout.place(fill(shapes, weights, weights.backbone))
     options = steps.compiler_options(jax.default_backend(), graphs=graphs)
     return TrainedNetwork(steps.make_embed_step(graph, layout, options=options), variables), config
+
+
+def _settings_of(weights: Converted) -> TrainConfig:
+    """A configuration with the backbone and the width of weights, and with the images that the backbone expects."""
+    config = TrainConfig()
+    kernel = weights.tensors.get("params/embedding_layer/kernel")
+    config.model.backbone, config.model.embedding_dim = weights.backbone, 0 if kernel is None else kernel.shape[1]
+    preprocessing = BACKBONES[weights.backbone].preprocessing
+    config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
+    return config
 
 
 def embedding_width(config: TrainConfig) -> int:
@@ -167,8 +180,13 @@ def embed(
 class Embedder:
     """Embeds images from Python, with the same bits as the command `embed`.
 
-    embedder = Embedder.load("runs/cars")
-    vectors = embedder.embed(["a.jpg", image, array], progress=True)
+    >>> import numpy as np
+    >>> from proxynca_jax import Embedder
+    >>> embedder = Embedder.load("efficientnet_lite0")
+    >>> image = np.full((240, 320, 3), 128, np.uint8)  # height, width, RGB
+    >>> vectors = embedder.embed([image])
+    >>> vectors.shape, vectors.dtype
+    ((1, 1280), dtype('float32'))
     """
 
     def __init__(self, network: TrainedNetwork, config: TrainConfig):
@@ -180,12 +198,15 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best") -> "Embedder":
-        """Reads a network.
+        """Reads a network from this machine.
+
+        >>> Embedder.load("runs/mine", checkpoint="latest").dim
+        8
 
         Args:
-            path: a run's folder, a converted weights file, or the name of a package's weights, such as
-                "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not, vectors are the
-                backbone's features.
+            path: a run's folder, an exported network's folder, a converted weights file, or the name of a package's
+                weights, such as "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not,
+                vectors are the backbone's features.
             checkpoint: of a run: "best" or "latest".
 
         Raises:
@@ -199,18 +220,55 @@ class Embedder:
         network, config, _ = load_network(path, checkpoint)
         return cls(network, config)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> "Embedder":
+        """Reads an exported network from a folder or, if there is none of this name, from the Hugging Face Hub.
+
+        >>> embedder = Embedder.from_pretrained("owner/name")  # needs pip install 'proxynca_jax[hub]'
+        >>> embedder.dim
+        8
+
+        Args:
+            name: a folder that `proxynca export RUN --format hub` wrote, or the name of a repository.
+            revision: of the repository: a branch, tag or commit. None: its main branch.
+            cache_dir: the folder to download to. None: that of `huggingface_hub`.
+
+        Raises:
+            UserError: if there is neither, the download fails, or the files are not those of an exported network.
+        """
+        return cls(*load_weights(hub_download.find(name, revision=revision, cache_dir=cache_dir)))
+
     @property
     def dim(self) -> int:
         """D, the width of a vector."""
         return embedding_width(self._config)
 
-    def embed(self, images: Iterable[GivenImage], *, progress: bool = False) -> Float32[np.ndarray, "N D"]:
+    def embed(
+        self, images: Iterable[GivenImage], *, batch_size: int | None = None, progress: bool = False
+    ) -> Float32[np.ndarray, "N D"]:
         """Embeds images of any size.
+
+        >>> red, blue = np.zeros((2, 64, 64, 3), np.uint8)
+        >>> red[..., 0], blue[..., 2] = 255, 255
+        >>> vectors = Embedder.load("runs/mine").embed([red, blue, "photographs/a.jpg"])
+        >>> vectors.shape
+        (3, 8)
+        >>> similarity = vectors @ vectors.T  # cosines, because the vectors have length 1
+        >>> bool(similarity[0, 0] > similarity[0, 1])
+        True
 
         Args:
             images: N paths, PIL images of any mode, or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), where
                 three channels are RGB and the fourth of four is dropped. Images with an EXIF orientation are turned
                 upright.
+            batch_size: images per step, at least 1. None: as the network was evaluated, or 64. Another one may change
+                the last digits.
             progress: show a bar with images/s.
 
         Returns:
@@ -225,10 +283,20 @@ class Embedder:
         if not count:
             return vectors
         done = 0
-        batches = embed_batches(self._network, split, self._config, progress=False)
+        batches = embed_batches(self._network, split, self._in_batches(batch_size), progress=False)
         with contextlib.closing(batches), tqdm(total=count, unit="img", disable=not progress) as bar:
             for batch in batches:
                 vectors[done : done + len(batch)] = batch
                 done += len(batch)
                 bar.update(len(batch))
         return vectors
+
+    def _in_batches(self, batch_size: int | None) -> TrainConfig:
+        """The configuration, with another batch size if one is given."""
+        if batch_size is None:
+            return self._config
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+        return dataclasses.replace(
+            self._config, evaluation=dataclasses.replace(self._config.evaluation, batch_size=batch_size)
+        )
