@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine.arguments import path as expanded
 from proxynca_jax.version import __version__
 from proxynca_jax.weights import hub_folder
 
@@ -28,7 +29,7 @@ def find(
     Raises:
         UserError: if there is neither, or the download fails.
     """
-    path = pathlib.Path(name).expanduser()
+    path = expanded(os.fspath(name))
     if not os.path.lexists(path):
         if REPOSITORY.fullmatch(os.fspath(name)) is None:
             raise UserError(
