@@ -1,6 +1,7 @@
 """Exported networks: folders of the Hub's form, their cards, and downloads of them."""
 
 import hashlib
+import inspect
 import json
 import pathlib
 import sys
@@ -193,12 +194,17 @@ def test_a_damaged_log_is_named(folder, tmp_path):
 
 def test_a_repository_is_downloaded(whole, monkeypatch, tmp_path):
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: asked.update(options) or whole)
+    accepted = inspect.signature(huggingface_hub.snapshot_download)
+
+    def download(*args: object, **options: object) -> str:
+        asked.update(accepted.bind(*args, **options).arguments)
+        return str(whole)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     embedder = Embedder.from_pretrained("owner/name", revision="v1", cache_dir=tmp_path)
     np.testing.assert_array_equal(embedder.embed(PIXELS), Embedder.load(whole).embed(PIXELS))
-    assert asked["revision"] == "v1"
-    assert asked["cache_dir"] == str(tmp_path)
+    assert (asked["repo_id"], asked["revision"], asked["cache_dir"]) == ("owner/name", "v1", str(tmp_path))
     assert set(asked["allow_patterns"]) == {path.name for path in whole.iterdir()}
 
 

@@ -28,8 +28,8 @@ PROTOCOLS = {
         "The epoch was chosen by its scores on the classes that it is scored on, so these scores are optimistic."
     ),
     "validation": (
-        "The epoch was chosen on {share:.0%} of the training classes, which were held out. The classes below chose "
-        "nothing."
+        "The epoch was chosen on {share:.0%} of the training classes, which were held out. The test classes chose "
+        "nothing, and were scored once."
     ),
 }
 
@@ -152,7 +152,7 @@ def _start(weights: str) -> str:
         return "random weights"
     if weights in PACKAGES:
         return f"ImageNet's weights of the package `{PACKAGES[weights].distribution}`"
-    return f"the weights file `{pathlib.Path(weights).name}`"
+    return f"the weights `{pathlib.Path(weights).name}`"
 
 
 def _limits(config: TrainConfig) -> str:
