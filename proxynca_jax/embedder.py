@@ -184,7 +184,7 @@ class Embedder:
     >>> from proxynca_jax import Embedder
     >>> embedder = Embedder.load("efficientnet_lite0")
     >>> image = np.full((240, 320, 3), 128, np.uint8)  # height, width, RGB
-    >>> vectors = embedder.embed([image])
+    >>> vectors = embedder.embed([image], batch_size=1)  # for many images leave batch_size out
     >>> vectors.shape, vectors.dtype
     ((1, 1280), dtype('float32'))
     """
@@ -201,7 +201,7 @@ class Embedder:
         """Reads a network from this machine.
 
         >>> Embedder.load("runs/mine", checkpoint="latest").dim
-        8
+        64
 
         Args:
             path: a run's folder, an exported network's folder, a converted weights file, or the name of a package's
@@ -232,7 +232,7 @@ class Embedder:
 
         >>> embedder = Embedder.from_pretrained("owner/name")  # needs pip install 'proxynca_jax[hub]'
         >>> embedder.dim
-        8
+        64
 
         Args:
             name: a folder that `proxynca export RUN --format hub` wrote, or the name of a repository.
@@ -258,7 +258,7 @@ class Embedder:
         >>> red[..., 0], blue[..., 2] = 255, 255
         >>> vectors = Embedder.load("runs/mine").embed([red, blue, "photographs/a.jpg"])
         >>> vectors.shape
-        (3, 8)
+        (3, 64)
         >>> similarity = vectors @ vectors.T  # cosines, because the vectors have length 1
         >>> bool(similarity[0, 0] > similarity[0, 1])
         True

@@ -63,7 +63,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Embeds images.
 
         >>> ImageEmbedder("runs/mine").transform(["photographs/a.jpg", "photographs/b.jpg"]).shape
-        (2, 8)
+        (2, 64)
 
         Args:
             X: N images, as for `Embedder.embed`: a list or an array of paths, a list of images, or a uint8 array

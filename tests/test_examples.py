@@ -23,7 +23,7 @@ DOCSTRINGS = [
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Works in a folder with a run, an exported network and photographs of two colours."""
     folder = tmp_path_factory.mktemp("examples")
-    write_tiny_run(folder / "runs" / "mine")
+    write_tiny_run(folder / "runs" / "mine", dim=64)
     hub_export.write_hub_folder(folder / "runs" / "mine", folder / "owner" / "name")
     trees.draw_folder(folder / "drawn", classes=2, images_per_class=6)
     jpegs = sorted((folder / "drawn").rglob("*.jpg"))

@@ -208,6 +208,13 @@ def test_a_repository_is_downloaded(whole, monkeypatch, tmp_path):
     assert set(asked["allow_patterns"]) == {path.name for path in whole.iterdir()}
 
 
+def test_a_repository_of_something_else_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_options: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"the repository owner/name has no model.safetensors"):
+        Embedder.from_pretrained("owner/name")
+
+
 def test_a_folder_comes_before_a_repository(whole, monkeypatch):
     monkeypatch.chdir(whole.parent.parent)
     name = f"{whole.parent.name}/{whole.name}"

@@ -56,17 +56,20 @@ def write_run(folder: Path, records: list[Record], tests: list[Record] | None = 
     return folder
 
 
-def write_tiny_run(folder: Path, images: list[ListedImage] | None = None, **evaluation: object) -> Path:
+def write_tiny_run(
+    folder: Path, images: list[ListedImage] | None = None, *, dim: int = 8, **evaluation: object
+) -> Path:
     """Writes a run of the tiny network with random weights: both states are of step 12, and the log is empty.
 
     Args:
         folder: the folder, which must not exist yet.
         images: its list of images.
+        dim: width of its embeddings.
         evaluation: changed fields of the evaluation's configuration.
     """
     config = TrainConfig(
         data=DataConfig(dataset="folder", root="/nowhere", image_size=32, resize_size=40, threads=2),
-        model=ModelConfig(backbone="tiny", embedding_dim=8),
+        model=ModelConfig(backbone="tiny", embedding_dim=dim),
         evaluation=EvaluationConfig(**{"batch_size": 4} | evaluation),
     )
     open_run(folder, config, images)

@@ -81,6 +81,11 @@ def _download(name: str, revision: str | None, cache_dir: str | os.PathLike[str]
             "Check the connection and try again. Without one, download it elsewhere with "
             f"`hf download {name} --local-dir FOLDER` and give that folder's path."
         ) from error
+    if not hub_folder.is_hub_folder(pathlib.Path(folder)):
+        raise UserError(
+            f"the repository {name} has no {hub_folder.WEIGHTS}, so it is no exported network of {hub_folder.LIBRARY}. "
+            "Check the spelling."
+        )
     return pathlib.Path(folder)
 
 
