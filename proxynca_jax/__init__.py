@@ -1,8 +1,8 @@
 """Zero-shot image retrieval with proxies (ProxyNCA) in JAX and Flax.
 
-    from proxynca_jax import Embedder, Index
+    from proxynca_jax import Embedder, ImageEmbedder, Index
 
-Importing the package is cheap: JAX starts when one of them is first used.
+Importing the package is cheap: JAX and scikit-learn start when one of these classes is first used.
 """
 
 import importlib
@@ -12,11 +12,12 @@ from proxynca_jax.version import __version__
 
 if TYPE_CHECKING:
     from proxynca_jax.embedder import Embedder
+    from proxynca_jax.image_embedder import ImageEmbedder
     from proxynca_jax.vector_index.index import Index
 
-__all__ = ["Embedder", "Index", "__version__"]
+__all__ = ["Embedder", "ImageEmbedder", "Index", "__version__"]
 
-MODULES = {"Embedder": "embedder", "Index": "vector_index.index"}
+MODULES = {"Embedder": "embedder", "ImageEmbedder": "image_embedder", "Index": "vector_index.index"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ COMMANDS = {  # name: module, and what it does
     "search": ("proxynca_jax.search", "find the images of an index that are similar to a photograph"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
+    "export": ("proxynca_jax.export", "export the network of a run for other programs"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),
     "bench": ("proxynca_jax.bench", "measure this machine's speed"),
 }

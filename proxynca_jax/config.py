@@ -106,7 +106,8 @@ class ModelConfig:
     """The embedding network."""
 
     backbone: str = "bn_inception"  # one of models.BACKBONES; it decides which data.image_size fits
-    weights: str = ""  # to start from: a converted file, or a key of weights.packages.PACKAGES; empty: random ones
+    # To start from: a converted file, an exported network's folder or a key of weights.packages.PACKAGES; empty: random
+    weights: str = ""
     embedding_dim: int = 64  # D, width of an embedding and of a proxy
     batch_norm_momentum: float = 0.1  # share of the old running statistics kept at each step (Flax's convention)
     # Normalise by the running statistics in training too; scale and bias are still trained. The statistics of ImageNet

@@ -4,8 +4,8 @@
     python -m proxynca_jax.embed --run runs/cars --images /data/photographs --output photographs.npz
     python -m proxynca_jax.embed --run efficientnet_lite0 --images /data/photographs --output photographs.npz
 
-With `--images`, `--run` may also be weights: a converted file, or the name of a package's weights. A run's data set
-has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
+With `--images`, `--run` may also be weights: a converted file, an exported network's folder, or the name of a package's
+weights. A run's data set has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
 
 `--images` turns photographs upright, as their EXIF orientation says. Images that cannot be read are left out and listed
 in a file next to the output; with `--strict`, the first of them ends the command.

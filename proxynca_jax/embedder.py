@@ -20,6 +20,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine.arguments import path as expanded
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress
@@ -29,7 +30,9 @@ from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
 from proxynca_jax.runs.digests import digest
 from proxynca_jax.runs.folder import read_config
 from proxynca_jax.sharding import Layout
-from proxynca_jax.weights.pretrained import are_weights, fill, read_weights
+from proxynca_jax.weights import hub_download, hub_folder
+from proxynca_jax.weights.converted_file import Converted
+from proxynca_jax.weights.pretrained import are_weights, fill, is_exported, read_weights
 
 
 class TrainedNetwork(NamedTuple):
@@ -91,23 +94,32 @@ def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[
         graphs: as for `steps.compiler_options`.
 
     Returns:
-        The network, and a configuration with its backbone's sizes.
+        The network, and a configuration with the sizes of an exported network, or else of the backbone.
 
     Raises:
         UserError: as for `read_weights`.
     """
-    weights = read_weights(path)
-    config = TrainConfig()
-    kernel = weights.tensors.get("params/embedding_layer/kernel")
-    config.model.backbone, config.model.weights = weights.backbone, os.fspath(path)
-    config.model.embedding_dim = 0 if kernel is None else kernel.shape[1]
-    preprocessing = BACKBONES[weights.backbone].preprocessing
-    config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
+    if is_exported(path):
+        weights, config = hub_folder.read(expanded(os.fspath(path)))
+    else:
+        weights = read_weights(path)
+        config = _settings_of(weights)
+    config.model.weights = os.fspath(path)
     graph, shapes = abstract_network(config.model)
     layout = Layout()
     variables = layout.place(fill(shapes, weights, weights.backbone))
     options = steps.compiler_options(jax.default_backend(), graphs=graphs)
     return TrainedNetwork(steps.make_embed_step(graph, layout, options=options), variables), config
+
+
+def _settings_of(weights: Converted) -> TrainConfig:
+    """A configuration with the backbone and the width of weights, and with the images that the backbone expects."""
+    config = TrainConfig()
+    kernel = weights.tensors.get("params/embedding_layer/kernel")
+    config.model.backbone, config.model.embedding_dim = weights.backbone, 0 if kernel is None else kernel.shape[1]
+    preprocessing = BACKBONES[weights.backbone].preprocessing
+    config.data.image_size, config.data.resize_size = preprocessing.image_size, preprocessing.resize_size
+    return config
 
 
 def embedding_width(config: TrainConfig) -> int:
@@ -178,8 +190,13 @@ def embed(
 class Embedder:
     """Embeds images from Python, with the same bits as the command `embed`.
 
-    embedder = Embedder.load("runs/cars")
-    vectors = embedder.embed(["a.jpg", image, array], progress=True)
+    >>> import numpy as np
+    >>> from proxynca_jax import Embedder
+    >>> embedder = Embedder.load("efficientnet_lite0")
+    >>> image = np.full((240, 320, 3), 128, np.uint8)  # height, width, RGB
+    >>> vectors = embedder.embed([image], batch_size=1)  # for many images leave batch_size out
+    >>> vectors.shape, vectors.dtype
+    ((1, 1280), dtype('float32'))
     """
 
     def __init__(self, network: TrainedNetwork, config: TrainConfig, origin: Mapping[str, Any] | None = None):
@@ -192,12 +209,15 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best") -> "Embedder":
-        """Reads a network.
+        """Reads a network from this machine.
+
+        >>> Embedder.load("runs/mine", checkpoint="latest").dim
+        64
 
         Args:
-            path: a run's folder, a converted weights file, or the name of a package's weights, such as
-                "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not, vectors are the
-                backbone's features.
+            path: a run's folder, an exported network's folder, a converted weights file, or the name of a package's
+                weights, such as "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not,
+                vectors are the backbone's features.
             checkpoint: of a run: "best" or "latest".
 
         Raises:
@@ -205,12 +225,37 @@ class Embedder:
         """
         path = pathlib.Path(path).expanduser()
         if are_weights(path):
-            origin = path.absolute() if path.is_file() else path  # a package's name has no folder
+            origin = path.absolute() if path.exists() else path  # a package's name has no folder
             return cls(*load_weights(path), {"model": str(origin)})
         if checkpoint not in KINDS:
             raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
         network, config, step = load_network(path, checkpoint)
         return cls(network, config, {"model": str(path.absolute()), "checkpoint": checkpoint, "step": step})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> "Embedder":
+        """Reads an exported network from a folder or, if there is none of this name, from the Hugging Face Hub.
+
+        >>> embedder = Embedder.from_pretrained("owner/name")  # needs pip install 'proxynca_jax[hub]'
+        >>> embedder.dim
+        64
+
+        Args:
+            name: a folder that `proxynca export RUN --format hub` wrote, or the name of a repository.
+            revision: of the repository: a branch, tag or commit. None: its main branch.
+            cache_dir: the folder to download to. None: that of `huggingface_hub`.
+
+        Raises:
+            UserError: if there is neither, the download fails, or the files are not those of an exported network.
+        """
+        folder = hub_download.find(name, revision=revision, cache_dir=cache_dir)
+        return cls(*load_weights(folder), {"model": str(folder)})
 
     @property
     def dim(self) -> int:
@@ -230,18 +275,31 @@ class Embedder:
         }
 
     def batches(
-        self, split: Split, check: Callable[[], None] = never
+        self, split: Split, check: Callable[[], None] = never, *, batch_size: int | None = None
     ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
         """Embeds a split batch by batch, as `embed_batches` does, without a bar."""
-        return embed_batches(self._network, split, self._config, check, progress=False)
+        return embed_batches(self._network, split, self._in_batches(batch_size), check, progress=False)
 
-    def embed(self, images: Iterable[GivenImage], *, progress: bool = False) -> Float32[np.ndarray, "N D"]:
+    def embed(
+        self, images: Iterable[GivenImage], *, batch_size: int | None = None, progress: bool = False
+    ) -> Float32[np.ndarray, "N D"]:
         """Embeds images of any size.
+
+        >>> red, blue = np.zeros((2, 64, 64, 3), np.uint8)
+        >>> red[..., 0], blue[..., 2] = 255, 255
+        >>> vectors = Embedder.load("runs/mine").embed([red, blue, "photographs/a.jpg"])
+        >>> vectors.shape
+        (3, 64)
+        >>> similarity = vectors @ vectors.T  # cosines, because the vectors have length 1
+        >>> bool(similarity[0, 0] > similarity[0, 1])
+        True
 
         Args:
             images: N paths, PIL images of any mode, or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), where
                 three channels are RGB and the fourth of four is dropped. Images with an EXIF orientation are turned
                 upright.
+            batch_size: images per step, at least 1. None: as the network was evaluated, or 64. Another one may change
+                the last digits.
             progress: show a bar with images/s.
 
         Returns:
@@ -257,9 +315,19 @@ class Embedder:
             return vectors
         done = 0
         bar = tqdm(total=count, unit="img", disable=not progress)
-        with bar, contextlib.closing(self.batches(split)) as batches:
+        with bar, contextlib.closing(self.batches(split, batch_size=batch_size)) as batches:
             for batch in batches:
                 vectors[done : done + len(batch)] = batch
                 done += len(batch)
                 bar.update(len(batch))
         return vectors
+
+    def _in_batches(self, batch_size: int | None) -> TrainConfig:
+        """The configuration, with another batch size if one is given."""
+        if batch_size is None:
+            return self._config
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+        return dataclasses.replace(
+            self._config, evaluation=dataclasses.replace(self._config.evaluation, batch_size=batch_size)
+        )

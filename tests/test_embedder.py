@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import trees
 from PIL import Image, ImageOps
+from written_runs import write_tiny_run
 
 from proxynca_jax import Embedder, embed, steps
-from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from proxynca_jax.config import ModelConfig
 from proxynca_jax.data.given_images import given_split
 from proxynca_jax.errors import UserError
 from proxynca_jax.models.network import init_network
-from proxynca_jax.optim import make_optimizer
-from proxynca_jax.runs.checkpoint import Checkpoints
-from proxynca_jax.runs.folder import open_run
 from proxynca_jax.weights import converted_file
 
 
@@ -39,17 +37,7 @@ def images(folder: pathlib.Path) -> list[pathlib.Path]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of random weights."""
-    run = tmp_path_factory.mktemp("runs") / "run"
-    config = TrainConfig(
-        data=DataConfig(dataset="folder", root="/nowhere", image_size=32, resize_size=40, threads=2),
-        model=ModelConfig(backbone="tiny", embedding_dim=8),
-        evaluation=EvaluationConfig(batch_size=4),
-    )
-    open_run(run, config)
-    _, state = steps.init_state(config.model, make_optimizer(config.optim, steps_per_epoch=1), classes=2, seed=3)
-    with Checkpoints(run) as checkpoints:
-        checkpoints.save("best", 1, state)
-    return run
+    return write_tiny_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_vectors_have_the_bits_that_the_command_writes(run, folder, tmp_path):
@@ -108,6 +96,15 @@ def test_what_has_no_pixels_is_named():
         given_split([None])
 
 
+def test_the_size_of_batches_changes_the_last_digits_at_most(run, images):
+    embedder = Embedder.load(run)
+    expected = embedder.embed(images)
+    np.testing.assert_array_equal(embedder.embed(images, batch_size=4), expected)
+    np.testing.assert_allclose(embedder.embed(images, batch_size=3), expected, atol=1e-6)
+    with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
+        embedder.embed(images, batch_size=0)
+
+
 def test_progress_is_shown_when_asked_for(run, images, capsys):
     embedder = Embedder.load(run)
     embedder.embed(images)
@@ -145,6 +142,7 @@ def test_what_is_neither_a_run_nor_weights_is_refused(run, tmp_path):
 
 
 def test_importing_the_package_starts_no_jax():
-    program = "import sys, proxynca_jax, proxynca_jax.config; assert 'jax' not in sys.modules; proxynca_jax.Embedder"
+    quiet = "assert not {'jax', 'sklearn'} & {*sys.modules}"
+    program = f"import sys, proxynca_jax, proxynca_jax.config; {quiet}; proxynca_jax.Embedder"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,11 +1,16 @@
-"""Writes folders of training runs with chosen scores, for tests."""
+"""Writes folders of training runs, with chosen scores or with a tiny network, for tests."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-from proxynca_jax.config import TrainConfig
+from proxynca_jax import steps
+from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.reference import REFERENCES
+from proxynca_jax.runs.checkpoint import KINDS, Checkpoints
+from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.image_list import ListedImage
 from proxynca_jax.runs.log import Record
 
 ALIKE = REFERENCES["cub"].records  # records of a run with the reference's scores
@@ -48,4 +53,28 @@ def write_run(folder: Path, records: list[Record], tests: list[Record] | None = 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_tiny_run(
+    folder: Path, images: list[ListedImage] | None = None, *, dim: int = 8, **evaluation: object
+) -> Path:
+    """Writes a run of the tiny network with random weights: both states are of step 12, and the log is empty.
+
+    Args:
+        folder: the folder, which must not exist yet.
+        images: its list of images.
+        dim: width of its embeddings.
+        evaluation: changed fields of the evaluation's configuration.
+    """
+    config = TrainConfig(
+        data=DataConfig(dataset="folder", root="/nowhere", image_size=32, resize_size=40, threads=2),
+        model=ModelConfig(backbone="tiny", embedding_dim=dim),
+        evaluation=EvaluationConfig(**{"batch_size": 4} | evaluation),
+    )
+    open_run(folder, config, images)
+    _, state = steps.init_state(config.model, make_optimizer(config.optim, steps_per_epoch=1), classes=2, seed=3)
+    with Checkpoints(folder) as checkpoints:
+        for kind in KINDS:
+            checkpoints.save(kind, 12, state)
     return folder

@@ -57,16 +57,26 @@ def metric_card(
         **(_describe_clusters(scores, labels, config, gallery) if config.evaluation.nmi else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    rows = [f"{name:<12}{value:6.2f} %  {meaning}" for name, value, meaning in _scores(scores, config)]
+    rows = [f"{name:<12}{value:6.2f} %  {meaning}" for name, value, meaning in defined_scores(scores, config)]
     return "\n".join([*rows, "", *(f"{name:<12}{fact}" for name, fact in facts.items())])
 
 
-def _scores(scores: Record, config: TrainConfig) -> Iterator[tuple[str, float, str]]:
-    """Yields each score with its definition. Source of MAP@R and R-precision: arXiv 2003.08505, section 3.2."""
+def defined_scores(scores: Record, config: TrainConfig) -> Iterator[tuple[str, float, str]]:
+    """Yields the name of each score, its value in percent and its definition.
+
+    Source of MAP@R and R-precision: arXiv 2003.08505, section 3.2.
+
+    Args:
+        scores: of `scores.score`. MAP@R and R-precision are left out if it lacks those of `scores.score_at_r`, as the
+            records of a run's log do.
+        config: the evaluation's settings.
+    """
     for k in config.evaluation.recall_at:
         yield f"R@{k}", scores[recall_name(k)], f"share of images with one of their class among the {k} nearest"
-    yield "MAP@R", scores["map_at_r"], "sum of the precisions at those ranks up to R with an image of the class, / R"
-    yield "R-precision", scores["r_precision"], "number of images of the class among the R nearest, / R"
+    if "map_at_r" in scores:
+        meaning = "sum of the precisions at those ranks up to R with an image of the class, / R"
+        yield "MAP@R", scores["map_at_r"], meaning
+        yield "R-precision", scores["r_precision"], "number of images of the class among the R nearest, / R"
     if config.evaluation.nmi:
         mean = f"{scores['nmi_average']} mean"
         yield "NMI", scores["nmi"], f"mutual information of clusters and classes / {mean} of their entropies"

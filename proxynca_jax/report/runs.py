@@ -1,6 +1,5 @@
 """Reads training runs of one configuration and different seeds from their folders."""
 
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -66,10 +65,7 @@ def _differences(one: Run, other: Run) -> str:
 
 def _read_run(folder: pathlib.Path) -> Run:
     config = read_config(folder)
-    try:
-        records = MetricLog(folder).records()
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}.") from error
+    records = MetricLog(folder).records()
     validation = config.evaluation.protocol == "validation"
     test = None
     if validation:

@@ -13,6 +13,7 @@ from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.runs.image_list import ListedImage, require_same_images, write_list
 from proxynca_jax.runs.lock import LOCK, only_writer
+from proxynca_jax.weights.hub_folder import is_hub_folder
 
 # These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
 # changes the learning rate of every step.
@@ -100,6 +101,11 @@ def read_config(run: pathlib.Path) -> TrainConfig:
         UserError: there is no configuration, or this version cannot read it.
     """
     path = run / "config.json"
+    if is_hub_folder(run):
+        raise UserError(
+            f"{run} is an exported network: it has no data set, log and checkpoints. Name the folder of the run that "
+            "it was exported from."
+        )
     try:
         config = TrainConfig()
         for name, value in _in_this_version(json.loads(path.read_text())).items():

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from proxynca_jax.errors import UserError
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.output import print_line, printable
 
@@ -17,6 +18,9 @@ class MetricLog:
         """Args:
         folder: of the run.
         writes: whether to write the files. If not, new records are kept in memory only.
+
+        Raises:
+            UserError: if `metrics.jsonl` is damaged.
         """
         self.folder = folder
         self._text = folder / "log.txt"
@@ -52,5 +56,8 @@ class MetricLog:
     def _read(self) -> list[Record]:
         if not self._path.exists():
             return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            lines = self._path.read_text().splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{self._path} is damaged: {error}.") from error
