@@ -153,7 +153,7 @@ def main() -> None:
         same = records(whole) == records(killed) and digests(whole) == digests(killed)
         tracebacks = (soak.folder / "messages.txt").read_text().count("Traceback")
         print(
-            f"\nboth ended: {ended}; equal scores and states: {same}, {len(digests(whole))} states compared; tracebacks: {tracebacks}"
+            f"\nboth ended: {ended}; equal scores: {same}; states compared: {len(digests(whole))}; {tracebacks} tracebacks"
         )
     sys.exit(not (ended and same and not tracebacks))
 

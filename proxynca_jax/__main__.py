@@ -6,6 +6,7 @@ import sys
 from proxynca_jax.machine.signals import start_command
 
 COMMANDS = {  # name: module, and what it does
+    "doctor": ("proxynca_jax.doctor", "check images, network and machine before training"),
     "train": ("proxynca_jax.train", "train an embedding network with proxies and score it on unseen classes"),
     "evaluate": ("proxynca_jax.evaluate", "score a run, or embeddings of any origin"),
     "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),

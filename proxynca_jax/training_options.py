@@ -16,12 +16,13 @@ PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed from a wheel, and in a checkout
 
 
-def parse(arguments: list[str], *, about: str) -> flags.FlagValues:
-    """Reads the command line of `train`.
+def parse(arguments: list[str], *, about: str, sheet: bool = False) -> flags.FlagValues:
+    """Reads the command line of `train`, and of `doctor`, which has one option more.
 
     Args:
         arguments: of the command line, without the command's name.
         about: what --help prints above the options.
+        sheet: whether there is an option `--sheet`.
 
     Returns:
         The options. `config` is a `TrainConfig`.
@@ -35,6 +36,8 @@ def parse(arguments: list[str], *, about: str) -> flags.FlagValues:
             raise UserError(f"the configuration has no field {match[1]!r}: {nearest(match[1], valid)}")
     words = ["train", *find_preset(arguments)]
     options = _define_options(words)
+    if sheet:
+        flags.DEFINE_string("sheet", None, "Draw samples as the network sees them: a .png file.", flag_values=options)
     try:
         rest = options(words)
     except flags.Error as error:

@@ -46,13 +46,8 @@ def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[],
     Raises:
         UserError: If the images do not fit, before any is decoded, or if one cannot be decoded.
     """
-    loaded = (loaded_size(split, row) for row in range(len(split.labels)))
-    sizes = np.array([shrunk_size(*size, config.max_side) for size in loaded])
-    height, width = sizes.max(0).tolist()
+    sizes, (places, height, width) = plan(split, config)
     images = len(sizes)
-    places = math.ceil(images / UPLOAD_IMAGES) * UPLOAD_IMAGES  # all uploads have the same shape
-    _require_room(places, height, width, config)
-
     whole = layout.replicated if layout.mesh.size > 1 else None
 
     @jax.jit(donate_argnums=0, out_shardings=whole)
@@ -70,6 +65,27 @@ def upload(split: Split, config: DataConfig, layout: Layout, check: Callable[[],
             pixels = place(pixels, some, start)
             progress.advance(UPLOAD_IMAGES)
     return ResidentImages(pixels, sizes)
+
+
+def plan(split: Split, config: DataConfig) -> tuple[Int[np.ndarray, "images 2"], tuple[int, int, int]]:
+    """Checks that the images fit into the device's memory. Decodes none.
+
+    Args:
+        split: The images.
+        config: `max_side`.
+
+    Returns:
+        Height and width of each, and the shape of the array for all: images, height, width.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    loaded = (loaded_size(split, row) for row in range(len(split.labels)))
+    sizes = np.array([shrunk_size(*size, config.max_side) for size in loaded])
+    height, width = sizes.max(0).tolist()
+    places = math.ceil(len(sizes) / UPLOAD_IMAGES) * UPLOAD_IMAGES  # all uploads have the same shape
+    _require_room(places, height, width, config)
+    return sizes, (places, height, width)
 
 
 def _require_room(images: int, height: int, width: int, config: DataConfig) -> None:

@@ -134,6 +134,11 @@ def take(split: Split, chosen: Bool[np.ndarray, " N"]) -> Split:
     )
 
 
+def sample(split: Split, count: int) -> list[int]:
+    """Returns the places of so many images of a split, evenly spaced; of all, if there are fewer."""
+    return np.unique(np.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).astype(int)).tolist()
+
+
 def divide_by_class(whole: Split, evaluation: Bool[np.ndarray, " C"]) -> DataSet:
     """Makes a data set without a gallery from all its images. Arguments and errors are those of `divide`."""
     train, queries = divide(whole, evaluation)
