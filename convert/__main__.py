@@ -101,7 +101,7 @@ def load_network(path: pathlib.Path) -> Converted:
         return read_weights(path)
     model = read_config(path).model
     _, shapes = abstract_network(model)
-    with Checkpoints(path) as checkpoints:
+    with Checkpoints(path, writes=False) as checkpoints:
         variables = checkpoints.restore_network("best", Layout().describe(shapes))
     leaves = converted_file.flatten(variables._asdict())
     tensors = {name: np.asarray(leaf) for name, leaf in leaves.items()}

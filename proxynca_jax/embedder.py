@@ -51,7 +51,7 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
     config = read_config(run)
     layout = Layout()
     graph, shapes = abstract_network(config.model)
-    with Checkpoints(run) as checkpoints:
+    with Checkpoints(run, writes=False) as checkpoints:
         variables = checkpoints.restore_network(kind, layout.describe(shapes))
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
