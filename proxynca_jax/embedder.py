@@ -17,6 +17,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine import arguments
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.models import BACKBONES
@@ -191,7 +192,7 @@ class Embedder:
         Raises:
             UserError: if it is none of them, or the run has no such checkpoint.
         """
-        path = pathlib.Path(path).expanduser()
+        path = arguments.path(path)
         if are_weights(path):
             return cls(*load_weights(path))
         if checkpoint not in KINDS:

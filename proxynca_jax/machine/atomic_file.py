@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from proxynca_jax.errors import UserError
 
-
-GO_ON = "What was written before is kept. Make room or choose another place, then give the same command again."
+GO_ON = (
+    "Nothing half-written is left, and older files are as they were. Make room or choose another place, then give the "
+    "same command again."
+)
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> UserError:

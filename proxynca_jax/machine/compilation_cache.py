@@ -1,6 +1,7 @@
 """Turns on JAX's persistent compilation cache, so only the first run of a program waits for the compiler."""
 
 import os
+import warnings
 
 import jax
 
@@ -23,7 +24,8 @@ def keep_compiled_programs() -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a writable folder, every run compiles
+    except OSError as error:
+        warnings.warn(f"every run compiles again: cannot make {folder}: {error.strerror}", stacklevel=2)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # A run compiles two large programs, which take seconds each, and some fifty small ones, which take a second in all.

@@ -243,9 +243,8 @@ class Checkpoints:
         self._remove_unfinished()
         found = [f"{kind} (step {path.name})" for kind in KINDS for path in self._folder.glob(f"{kind}/[0-9]*")]
         kept = f"the states on disk are kept: {', '.join(found)}" if found else "no state is on disk yet"
-        raise UserError(
-            f"cannot save a state in {self._folder}: {_reason(fault)}; {kept}. Make room, and give the same command again."
-        ) from fault
+        told = f"cannot save a state in {self._folder}: {_reason(fault)}; {kept}"
+        raise UserError(f"{told}. Make room, and give the same command again.") from fault
 
     def _remove_unfinished(self) -> None:
         """Removes what is left of states that were not saved to their end."""

@@ -13,18 +13,13 @@ WAIT_SECONDS = 20.0  # for a thread that goes on although the rest has failed
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides absl's log lines of the block and of threads that run meanwhile: Orbax logs each error with a traceback.
-
-    It also hides errors without an object, which only native code reports: TensorStore, if a write ends after its loop.
-    """
-    level, hook = logging.get_verbosity(), sys.unraisablehook
+    """Hides absl's log lines of the block and of threads that run meanwhile: Orbax logs each error with a traceback."""
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = lambda about: None if about.object is None else hook(about)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        sys.unraisablehook = hook
+        logging.set_verbosity(before)
 
 
 def end_abandoned() -> None:
