@@ -21,6 +21,7 @@ from proxynca_jax.data import inspection
 from proxynca_jax.data.cache import cached
 from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine import command
 from proxynca_jax.machine.atomic_file import append_line, replace_file
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.picture import draw
@@ -118,6 +119,22 @@ def test_without_room_in_the_users_folder_images_are_read_again(root, tmp_path, 
     with files_of(100), pytest.warns(UserWarning, match=f"will be read again next time: cannot write .*{FAULT}$"):
         inspection.inspect_splits(load_dataset(config).sides(), config)
     assert names_in(tmp_path) == {"images"}
+
+
+def test_programs_that_the_compiler_could_not_keep_are_dropped_and_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(command, "_cache_has_failed", False)
+    folder = tmp_path / "proxynca_jax"
+    folder.mkdir()
+    for name in ("jit_fold-1-cache", "jit_embed-2-cache", "jit_embed_step-3-cache"):
+        (folder / name).touch()
+    for name in ("jit_fold", "jit_embed"):
+        command._print_warning(f"Error writing persistent compilation cache entry for '{name}': OSError: no room")
+    command._print_warning("something else")
+    first, second = capsys.readouterr().err.splitlines()
+    assert "'jit_fold'" in first
+    assert second == "warning: something else"
+    assert names_in(folder) == {"jit_embed_step-3-cache"}
 
 
 @ABANDONED

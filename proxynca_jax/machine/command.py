@@ -13,14 +13,13 @@ from tqdm import tqdm
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine import output
-from proxynca_jax.machine.compilation_cache import keep_compiled_programs
+from proxynca_jax.machine.compilation_cache import drop_broken_entries, keep_compiled_programs
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.signals import CLOSED_OUTPUT, Interrupted, install, interrupt, restore
 from proxynca_jax.machine.xla_messages import hide_xla_warnings
 
-# JAX warns for each of some fifty programs. Without the cache a run only compiles again, so one warning will do.
-CACHE_NOT_WRITTEN = "Error writing persistent compilation cache entry"
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_cache_has_failed = False
 
 
 def prepare_process() -> None:
@@ -49,8 +48,12 @@ def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
     Python's own format adds the file, the line number and the source line, which mean nothing to a user.
     """
     text = " ".join(str(message).split())
-    if text.startswith(CACHE_NOT_WRITTEN):
-        warnings.filterwarnings("ignore", CACHE_NOT_WRITTEN)
+    if drop_broken_entries(text):
+        # JAX warns for each of some fifty programs. Without the cache a run only compiles again: one line will do.
+        global _cache_has_failed
+        if _cache_has_failed:
+            return
+        _cache_has_failed = True
     tqdm.write(f"warning: {output.printable(text)}", file=sys.stderr)
 
 
