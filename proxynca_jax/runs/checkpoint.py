@@ -272,7 +272,7 @@ def _reason(fault: Exception) -> str:
 
 
 def _first_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {fault}".splitlines()[0]
+    return f"{type(fault).__name__}: {fault}".splitlines()[0].partition(" See full TensorStore details")[0]
 
 
 def _check(written: dict[str, str]) -> int:
