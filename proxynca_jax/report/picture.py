@@ -1,12 +1,13 @@
 """Plots a comparison: loss, Recall@1 and NMI by epoch."""
 
+import io
 import pathlib
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from proxynca_jax.machine.atomic_file import replacing
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.report.reference import Reference
 from proxynca_jax.report.runs import Run, best_epoch
 from proxynca_jax.runs.log import Record
@@ -40,8 +41,9 @@ def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> No
     legend = dict(zip(labels, handles, strict=True))  # one entry for all runs
     place = {"loc": "outside upper center", "ncols": len(legend), "fontsize": "small", "frameon": False}
     figure.legend(legend.values(), legend.keys(), **place)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=200, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=200, format="png")
+    replace_file(path, content.getvalue())
 
 
 def _draw_reference(axes: Axes, metric: str, reference: Reference, *, curve: bool) -> None:
