@@ -27,6 +27,7 @@ from convert import torch_files
 from proxynca_jax.errors import UserError, look_up
 from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.network import abstract_network
 from proxynca_jax.runs.checkpoint import Checkpoints
@@ -60,18 +61,19 @@ def to_flax(source: pathlib.Path, output: pathlib.Path, backbone: str, entry: st
     converted_file.write(output, backbone, tensors, source={"file": source.name, "git_blob_id": blob_id})
 
     if blob_id == names.published_blob_id:
-        print(f"{source}: the published file, recognised by its git blob id {blob_id}.")
+        print_line(f"{source}: the published file, recognised by its git blob id {blob_id}.")
     else:
         title = BACKBONES[backbone].title
-        print(f"{source}: a well-formed {title}, but unrecognised: its git blob id is {blob_id}.")
-        print(f"  If it should be the published file ({names.published_blob_id}), download it again.")
+        print_line(f"{source}: a well-formed {title}, but unrecognised: its git blob id is {blob_id}.")
+        print_line(f"  If it should be the published file ({names.published_blob_id}), download it again.")
     for note in (*read.notes, *notes):
-        print(f"  {note}")
-    print(f"wrote {output}: {_describe(tensors, names.classifier)}")
-    chosen = ["--entry", entry] if entry else []
-    print(f"check it:  {shlex.join(['python', '-m', 'convert', 'verify', str(source), str(output), *chosen])}")
+        print_line(f"  {note}")
+    print_line(f"wrote {output}: {_describe(tensors, names.classifier)}")
+    option = ["--entry", entry] if entry else []
+    print_line(f"check it:  {shlex.join(['python', '-m', 'convert', 'verify', str(source), str(output), *option])}")
     named = "" if backbone == DEFAULT_BACKBONE else f" --config.model.backbone={backbone}"
-    print(f"train:     python -m proxynca_jax.train --config configs/cars.py --config.model.weights={output}{named}")
+    chosen = f"--config.model.weights={output}{named}"
+    print_line(f"train:     python -m proxynca_jax.train --config configs/cars.py {chosen}")
 
 
 def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
@@ -91,8 +93,8 @@ def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
     conversion.accept(state, found.backbone, source)
     _keep_apart(source, output)
     torch_files.write_state_dict(output, state)
-    print(f"wrote {output}: a state dict of {len(state)} tensors. Load it with")
-    print(f"  network.load_state_dict(torch.load({str(output)!r}, weights_only=True), strict=True)")
+    print_line(f"wrote {output}: a state dict of {len(state)} tensors. Load it with")
+    print_line(f"  network.load_state_dict(torch.load({str(output)!r}, weights_only=True), strict=True)")
 
 
 def load_network(path: pathlib.Path) -> Converted:
@@ -101,7 +103,7 @@ def load_network(path: pathlib.Path) -> Converted:
         return read_weights(path)
     model = read_config(path).model
     _, shapes = abstract_network(model)
-    with Checkpoints(path) as checkpoints:
+    with Checkpoints(path, writes=False) as checkpoints:
         variables = checkpoints.restore_network("best", Layout().describe(shapes))
     leaves = converted_file.flatten(variables._asdict())
     tensors = {name: np.asarray(leaf) for name, leaf in leaves.items()}

@@ -15,6 +15,7 @@ from PIL import Image
 from convert.twins import TWINS
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError, look_up
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.backbone import normalise
 from proxynca_jax.models.network import Variables, init_network, unit_vectors
@@ -140,7 +141,7 @@ def verify(torch_path: pathlib.Path, converted_path: pathlib.Path, entry: str | 
     theirs = torch_stages(backbone, state, images)
     ours = flax_stages(converted, model, images)
     rows = {mode: {name: distance(ours[mode][name], x) for name, x in theirs[mode].items()} for mode in TOLERANCE}
-    print(table({mode: _summarise_statistics(distances) for mode, distances in rows.items()}))
+    print_line(table({mode: _summarise_statistics(distances) for mode, distances in rows.items()}))
     unequal = [name for name in required if not np.array_equal(required[name], tensors[name])]
     faults = [f"not equal ({len(unequal)}): {', '.join(unequal)}"] if unequal else []
     for mode, distances in rows.items():
@@ -148,7 +149,7 @@ def verify(torch_path: pathlib.Path, converted_path: pathlib.Path, entry: str | 
             faults.append(f"relative RMS above {TOLERANCE[mode]:.0e} in {mode} ({len(outside)}): {', '.join(outside)}")
     _raise_if(faults, torch_path, converted_path)
     bounds = " and ".join(f"{bound:.0e} in {mode}" for mode, bound in TOLERANCE.items())
-    print(f"verified: all {len(tensors)} tensors are equal, every stage is within a relative RMS of {bounds}.")
+    print_line(f"verified: all {len(tensors)} tensors are equal, every stage is within a relative RMS of {bounds}.")
 
 
 def _raise_if(faults: list[str], torch_path: pathlib.Path, converted_path: pathlib.Path) -> None:

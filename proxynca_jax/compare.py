@@ -4,8 +4,9 @@
     python -m proxynca_jax.compare runs/cub-0 runs/cub-1 runs/cub-2 --reference cub
 
 Several runs may differ only in their seeds. The command prints the scores of the best epoch, of the last epoch, and the
-mean of the last five epochs. It plots every epoch into comparison.png in the first run's folder. It takes seconds,
-reads no images, and needs no accelerator. If a data set has no reference, the report is about the runs alone.
+mean of the last five epochs. It plots every epoch into comparison.png in the first run's folder or, if that is
+read-only, in the current one. It takes seconds, reads no images, and needs no accelerator. If a data set has no
+reference, the report is about the runs alone.
 """
 
 from proxynca_jax.machine.signals import start_command
@@ -14,9 +15,12 @@ if __name__ == "__main__":
     start_command()
 
 import argparse
+import os
+import pathlib
 
 from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.report.picture import draw
 from proxynca_jax.report.reference import REFERENCES, find_reference
 from proxynca_jax.report.report import describe
@@ -40,10 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         runs = read_runs(options.runs)
         name = options.reference or runs[0].config.data.dataset
         reference = find_reference(name) if options.reference or name in REFERENCES else None
-        print(describe(runs, reference))
-        picture = runs[0].folder / "comparison.png"
+        print_line(describe(runs, reference))
+        folder = runs[0].folder
+        picture = (folder if os.access(folder, os.W_OK) else pathlib.Path()) / "comparison.png"
         draw(runs, reference, picture)
-        print(f"\n{picture}")
+        print_line(f"\n{picture}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from proxynca_jax.machine.arguments import NO_GRAPHS, path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
+from proxynca_jax.machine.output import print_line, printable
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             _embed(options, check)
         except Interrupted:
-            print(f"stopped; nothing was written to {options.output}", file=sys.stderr)
+            print(printable(f"stopped; nothing was written to {options.output}"), file=sys.stderr)
             raise
 
 
@@ -115,18 +116,18 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
     with contextlib.closing(embed_batches(network, split, config, check)) as batches:
         rows = batches if photographs is None else readable(batches, photographs, names, strict=options.strict)
         write_embeddings(options.output, rows, contents)
-    print(f"{options.output}: {len(names):,} embeddings of {contents.dim} dimensions")
+    print_line(f"{options.output}: {len(names):,} embeddings of {contents.dim} dimensions")
     if photographs is not None and photographs.faults:
         _list_left_out(options.output, photographs.faults)
     if dataset is not None:
-        print(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
+        print_line(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
 
 
 def _list_left_out(output: pathlib.Path, faults: Mapping[int, str]) -> None:
     """Lists the photographs that are not in the output, in a file next to it."""
     path = output.with_name(f"{output.name}.left_out.txt")
     replace_file(path, "".join(f"{faults[row]}\n" for row in sorted(faults)).encode())
-    print(f"{len(faults):,} images cannot be read and are left out: {path}", file=sys.stderr)
+    print(printable(f"{len(faults):,} images cannot be read and are left out: {path}"), file=sys.stderr)
 
 
 def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dict[str, Any]]:

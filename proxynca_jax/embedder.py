@@ -20,7 +20,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
-from proxynca_jax.machine.arguments import path as expanded
+from proxynca_jax.machine import arguments
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress
@@ -59,7 +59,7 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
     config = read_config(run)
     layout = Layout()
     graph, shapes = abstract_network(config.model)
-    with Checkpoints(run) as checkpoints:
+    with Checkpoints(run, writes=False) as checkpoints:
         variables = checkpoints.restore_network(kind, layout.describe(shapes))
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
@@ -100,7 +100,7 @@ def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[
         UserError: as for `read_weights`.
     """
     if is_exported(path):
-        weights, config = hub_folder.read(expanded(os.fspath(path)))
+        weights, config = hub_folder.read(arguments.path(os.fspath(path)))
     else:
         weights = read_weights(path)
         config = _settings_of(weights)
@@ -223,7 +223,7 @@ class Embedder:
         Raises:
             UserError: if it is none of them, or the run has no such checkpoint.
         """
-        path = pathlib.Path(path).expanduser()
+        path = arguments.path(path)
         if are_weights(path):
             origin = path.absolute() if path.exists() else path  # a package's name has no folder
             return cls(*load_weights(path), {"model": str(origin)})

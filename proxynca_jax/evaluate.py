@@ -27,6 +27,7 @@ from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, integer, path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
 from proxynca_jax.report.baselines import baselines, describe_baselines
@@ -67,7 +68,7 @@ def _score_run(options: argparse.Namespace) -> None:
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
     if options.baselines:
         rows = baselines(network, config, evaluation, distance=options.distance, graphs=graphs)
-        print(f"\n{describe_baselines(rows)}")
+        print_line(f"\n{describe_baselines(rows)}")
 
 
 def _score_files(options: argparse.Namespace) -> None:
@@ -90,9 +91,9 @@ def _print_scores(
 ) -> None:
     search = {"gallery": gallery, "distance": options.distance}
     scores = score(*queries, config, **search)
-    print(f"{title}  {describe_scores(scores)}\n", flush=True)
+    print_line(f"{title}  {describe_scores(scores)}\n")
     scores |= score_at_r(*queries, **search)
-    print(metric_card(scores, *queries, config, precision=precision, **search), flush=True)
+    print_line(metric_card(scores, *queries, config, precision=precision, **search))
 
 
 def _read(path: pathlib.Path, gallery_path: pathlib.Path | None) -> tuple[Queries, LabelledVectors | None]:

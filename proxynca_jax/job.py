@@ -181,15 +181,12 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
     data = job.config.data
     if data.cache:
         job.log.line(f"decoded images are kept in {data.cache}")
-        if not processes.is_first():
-            processes.wait_for_all("the cache")
         # All processes must call `check` equally often, but only the first one fills the cache.
         options = {"check": check} if jax.process_count() == 1 else {}
-        train_split = cached(job.train_split, data, max_side=data.max_side, **options)
-        crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
+        with processes.first_before_others():
+            train_split = cached(job.train_split, data, max_side=data.max_side, **options)
+            crops_of = [cached_crops(split, data, **options) for split in job.evaluation.splits()]
         job = job._replace(train_split=train_split, evaluation=Evaluation(*crops_of))
-        if processes.is_first():
-            processes.wait_for_all("the cache")
     if data.placement == "device":
         resident = upload(job.train_split, data, job.layout, check)
         job.log.line(f"training images on the device: {resident.pixels.nbytes / 1e9:.2f} GB")

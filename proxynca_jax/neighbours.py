@@ -37,6 +37,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import integer, path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.metrics.retrieval import NO_MATCH, LabelledVectors, ranks, recall_at_k
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.image_list import evaluation_of_run
@@ -286,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         # With a palette, the file has a third of the size.
         picture.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
         replace_file(options.output, content.getvalue())
-        print(f"{options.output}: {queries} queries. {caption}")
+        print_line(f"{options.output}: {queries} queries. {caption}")
 
 
 if __name__ == "__main__":

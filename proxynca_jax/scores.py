@@ -99,8 +99,10 @@ def describe_scores(record: Record) -> str:
     return "  ".join(f"{score_title(name)} {record[name]:.2f}" for name in score_names(record))
 
 
-def describe_epoch(record: Record) -> str:
-    """Formats the record of an epoch, in one line: its number, loss, pace and scores."""
+def describe_record(record: Record) -> str:
+    """Formats a record in one line: the number of its epoch, loss, pace and scores, or scores on the test classes."""
+    if "evaluation_seconds" not in record:  # scored once, at the end
+        return f"test classes, at that epoch  {describe_scores(record)}"
     parts = [f"epoch {record['epoch']}"]
     if "backbone_frozen" in record:
         parts.append("backbone frozen")

@@ -44,7 +44,7 @@ from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.models.network import Variables
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.log import Record
-from proxynca_jax.scores import describe_epoch, describe_scores, score
+from proxynca_jax.scores import describe_record, describe_scores, score
 from proxynca_jax.training_options import parse
 
 
@@ -76,7 +76,7 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
             log.line(f"{damage} It was put aside.")
         if step:
             log.line(f"continuing from step {step}, in epoch {step // epoch_steps}")
-        log.keep_records_until(step)
+        log.keep_records_until(step, describe_record)
         _keep_best(job, restored, step, checkpoints)
 
         # Programs and images
@@ -108,6 +108,7 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
         except Interrupted:
             _finite(state.loss_sum, step, config)
             checkpoints.save("latest", step, state)
+            checkpoints.finish()
             log.line(f"stopped at step {step}, in epoch {step // epoch_steps}; with --run {run} it continues from here")
             raise
 
@@ -182,7 +183,7 @@ def _finish_epoch(
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)
-    job.log.line(describe_epoch(record))
+    job.log.line(describe_record(record))
     if job.best() == record:
         checkpoints.save("best", step, state)
     checkpoints.save("latest", step, state)
@@ -226,7 +227,7 @@ def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, chec
     record: Record = {"epoch": best["epoch"], "step": best["step"], "split": "test"}
     record = processes.record_of_first(record | _score(job, job.test, variables, check))
     job.log.record(record)
-    job.log.line(f"test classes, at that epoch  {describe_scores(record)}")
+    job.log.line(describe_record(record))
 
 
 def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:

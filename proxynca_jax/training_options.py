@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.errors import UserError, nearest
-from proxynca_jax.machine.arguments import NO_GRAPHS
+from proxynca_jax.machine.arguments import NO_GRAPHS, path
 
 PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed from a wheel, and in a checkout
@@ -84,7 +84,7 @@ def find_preset(arguments: list[str]) -> list[str]:
         arguments: of the command line. A name is a word without a dot and a slash.
 
     Returns:
-        The same arguments; a file's name stays as it is.
+        The same arguments; `~` in a file's name is the home folder.
 
     Raises:
         UserError: for a name that no preset has.
@@ -96,12 +96,16 @@ def find_preset(arguments: list[str]) -> list[str]:
             continue
         if not equals:
             name = arguments[place + 1] if place + 1 < len(arguments) else ""
-        if not name or "." in name or "/" in name or "\\" in name:
+        if not name:
             continue
-        if name not in (valid := presets()):
+        if "." in name or "/" in name or "\\" in name:
+            file = path(name)
+        elif name in (valid := presets()):
+            file = valid[name]
+        else:
             raise UserError(f"--config {name} is no preset: {nearest(name, valid)} A file's name ends in .py.")
         if equals:
-            found[place] = f"{before}={valid[name]}"
+            found[place] = f"{before}={file}"
         else:
-            found[place + 1] = str(valid[name])
+            found[place + 1] = str(file)
     return found

@@ -9,7 +9,7 @@ import pytest
 from proxynca_jax.machine import progress
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.runs.log import MetricLog
-from proxynca_jax.scores import describe_scores
+from proxynca_jax.scores import describe_record, describe_scores
 
 RECORDS = [
     {"epoch": -1, "step": 0, "recall_at_1": 12.5, "evaluation_seconds": 0.1},
@@ -42,13 +42,13 @@ def test_records_come_back_as_written(log, tmp_path):
 def test_no_records_yet(tmp_path):
     log = MetricLog(tmp_path)
     assert log.records() == []
-    log.keep_records_until(5)
+    log.keep_records_until(5, describe_record)
     assert log.records() == []
 
 
 @pytest.mark.parametrize(("step", "kept"), [(366, 3), (365, 2), (183, 2), (182, 1), (0, 1), (-1, 0)])
 def test_keep_records_until(log, step, kept):
-    log.keep_records_until(step)
+    log.keep_records_until(step, describe_scores)
     assert log.records() == RECORDS[:kept]
     log.record(RECORDS[2])  # a run that continues appends to them
     assert log.records() == [*RECORDS[:kept], RECORDS[2]]
@@ -59,6 +59,25 @@ def test_lines_are_printed_and_written(tmp_path, capsys):
     MetricLog(tmp_path).line("epoch 1  loss 4.1")
     assert capsys.readouterr().out == "epoch 0  loss 4.5\nepoch 1  loss 4.1\n"
     assert (tmp_path / "log.txt").read_text() == "epoch 0  loss 4.5\nepoch 1  loss 4.1\n"
+
+
+def test_a_run_that_goes_on_says_nothing_twice(tmp_path):
+    def start(log: MetricLog, step: int) -> None:
+        log.line("26 images")
+        log.keep_records_until(step, describe_scores)
+        for record in RECORDS:
+            if record["step"] > step:
+                log.record(record)
+                log.line(describe_scores(record))
+        log.line("best epoch 1")
+
+    first, second, third = map(describe_scores, RECORDS)
+    start(MetricLog(tmp_path), -1)
+    start(MetricLog(tmp_path), 0)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines == ["26 images", first, "best epoch 1", second, third, "best epoch 1"]
+    start(MetricLog(tmp_path), RECORDS[-1]["step"])  # has nothing to do
+    assert (tmp_path / "log.txt").read_text().splitlines() == lines
 
 
 def test_scores_as_one_line():

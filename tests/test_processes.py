@@ -17,6 +17,7 @@ from proxynca_jax import steps, train
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
+from proxynca_jax.runs.lock import only_writer
 
 REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 4
@@ -145,3 +146,12 @@ def test_one_process_reads_what_two_wrote(runs):
     kernels = (state.network().params["backbone"]["kernel"] for state in (together, alone))
     np.testing.assert_allclose(*kernels, atol=1e-5)
     assert int(together.step) == EPOCHS * EPOCH_STEPS
+
+
+@pytest.mark.slow
+def test_if_the_first_process_is_refused_both_end(tmp_path):
+    trees.draw_folder(tmp_path / "images", classes=4, images_per_class=13)
+    open_run(tmp_path / "settings", small(tmp_path / "images"))
+    with only_writer(tmp_path / "run"):
+        statuses, _ = run_two(tmp_path / "settings" / "config.py", tmp_path / "run", ((0, 0), (0, 0)))
+    assert statuses == [1, 1]  # after a time limit they would be aborted

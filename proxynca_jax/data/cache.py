@@ -20,7 +20,8 @@ from proxynca_jax.data.pipeline import evaluation_crops, whole_images
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels
 from proxynca_jax.errors import UserError
-from proxynca_jax.machine.atomic_file import replacing
+from proxynca_jax.machine import arguments
+from proxynca_jax.machine.atomic_file import GO_ON, replacing
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.progress import Progress
 
@@ -56,12 +57,11 @@ class _CachedImages(Sequence[Pixels]):
 
 
 @contextlib.contextmanager
-def _usable(path: pathlib.Path) -> Iterator[None]:
+def _usable(path: pathlib.Path, advice: str = "Delete it; the next run writes it again.") -> Iterator[None]:
     """Converts ArrayRecord's errors, for damaged files and full disks, into UserErrors."""
     try:
         yield
     except RuntimeError as error:
-        advice = "Delete it; the next run writes it again."
         raise UserError(f"the cache file {path} cannot be used: {error}. {advice}") from error
 
 
@@ -129,7 +129,7 @@ def _cached_images(
         check: As for `cached`.
     """
     require_cache(config)
-    folder = pathlib.Path(config.cache).expanduser()
+    folder = arguments.path(config.cache)
     content = split.digests if split.digests is not None else digests(split, config)
     identity = hashlib.sha256("\0".join([str(FORMAT), made_as, *content]).encode())
     path = folder / f"{identity.hexdigest()[:16]}.array_record"
@@ -152,7 +152,7 @@ def _write(
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter  # not on Windows
 
-    with replacing(path) as partial, _usable(path), Progress(f"decoding into {path}", images=images) as progress:
+    with replacing(path) as partial, _usable(path, GO_ON), Progress(f"decoding into {path}", images=images) as progress:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         with contextlib.closing(make()) as decoded:
             for image in decoded:

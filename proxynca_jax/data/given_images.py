@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import Image, Split
 from proxynca_jax.data.transforms import to_rgb
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine import arguments
 
 GivenImage = str | os.PathLike[str] | PIL.Image.Image | np.ndarray  # arrays are uint8; see `Embedder.embed`
 CHANNELS = (1, 3, 4)
@@ -35,7 +35,7 @@ class _GivenImages(Sequence[Image]):
             return to_rgb(_upright(image), _name(image, index))
         if isinstance(image, np.ndarray):
             return _pixels(image, _name(image, index))
-        return read_image(Path(image).expanduser())
+        return read_image(arguments.path(image))
 
 
 def given_split(images: Iterable[Any]) -> Split:
@@ -57,7 +57,7 @@ def given_split(images: Iterable[Any]) -> Split:
             raise UserError(
                 f"{_name(image, index)} is a {type(image).__name__}; it must be a path, a PIL image or a uint8 array."
             )
-        elif not isinstance(image, PIL.Image.Image) and not Path(image).expanduser().is_file():
+        elif not isinstance(image, PIL.Image.Image) and not arguments.path(image).is_file():
             raise UserError(f"no image file at {image}.")
     names = [_name(image, index) for index, image in enumerate(given)]
     return Split(_GivenImages(given), names, np.full(len(given), NO_LABEL, np.int32), class_names=(), upright=True)

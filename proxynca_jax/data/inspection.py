@@ -65,11 +65,8 @@ def inspect_dataset(dataset: DataSet, config: DataConfig) -> tuple[DataSet, dict
     Raises:
         UserError: As for `inspect_splits`, or if an image is to be trained on and evaluated on.
     """
-    if not processes.is_first():
-        processes.wait_for_all("inspected the images")
-    sides, faults = inspect_splits(dataset.sides(), config)
-    if processes.is_first():
-        processes.wait_for_all("inspected the images")
+    with processes.first_before_others():
+        sides, faults = inspect_splits(dataset.sides(), config)
     train, *evaluation = sides.values()
     require_apart(train, evaluation, published=config.dataset in PUBLISHED_SPLITS)
     return DataSet(train, Evaluation(*evaluation)), faults
@@ -270,5 +267,6 @@ def _remember(memory: Path, known: dict[str, tuple[Stamp, str]], seen: list[Seen
         memory.parent.mkdir(parents=True, exist_ok=True)
         with replacing(memory) as partial:
             pq.write_table(table, partial, compression="zstd")
-    except (OSError, UserError):  # no room, or not allowed: the next run reads the images again
-        return
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition(". ")[0]
+        warnings.warn(f"the images will be read again next time: {reason}", stacklevel=2)

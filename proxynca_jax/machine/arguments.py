@@ -12,8 +12,11 @@ PROCESS_VARIABLES = (("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", 
 NO_GRAPHS = "On a GPU, launch kernels one by one. Use this if CUDA graphs fail."
 
 
-def path(text: str) -> pathlib.Path:
-    """Returns the path that a user wrote. `~` is the home folder: a shell leaves it as it is in `--run=~/x`."""
+def path(text: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path that a user wrote. `~` is the home folder: a shell leaves it as it is in `--run=~/x`.
+
+    For a user without a home folder, and in a name such as `~1.jpg`, it stays.
+    """
     return pathlib.Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises for ~unknown
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or a folder appears complete or not at all."""
+"""Atomic writes: a file, a line at its end, or a folder appears complete or not at all."""
 
 import contextlib
 import os
@@ -7,6 +7,16 @@ import shutil
 from collections.abc import Iterator
 
 from proxynca_jax.errors import UserError
+
+GO_ON = (
+    "Nothing half-written is left, and older files are as they were. Make room or choose another place, then give the "
+    "same command again."
+)
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> UserError:
+    """The error for a file that cannot be written. It leaves out the error's number and temporary file."""
+    return UserError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}. {GO_ON}")
 
 
 @contextlib.contextmanager
@@ -21,7 +31,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -53,6 +63,26 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
         partial.rename(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from error
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def append_line(path: pathlib.Path, line: str) -> None:
+    """Appends a line to a file, or leaves the file as it is.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    content = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while content:  # a disk that is nearly full takes a part
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error

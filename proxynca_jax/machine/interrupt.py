@@ -10,7 +10,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from proxynca_jax.machine.output import is_closed
+from proxynca_jax.machine.output import fault
 from proxynca_jax.machine.signals import CLOSED_OUTPUT, STOPPING, Interrupted, install, leave_at_once, restore, say
 
 
@@ -36,7 +36,7 @@ def stop_on_signal() -> Iterator[Callable[[], None]]:
     def check() -> None:
         if arrived is not None:
             raise Interrupted(arrived)
-        if is_closed():
+        if fault():
             raise Interrupted(CLOSED_OUTPUT)
 
     before = install(note)

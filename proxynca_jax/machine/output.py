@@ -6,7 +6,7 @@ import unicodedata
 
 from tqdm import tqdm
 
-_closed = False
+_fault: OSError | None = None  # why nothing can be printed any more
 
 
 def printable(text: str) -> str:
@@ -22,23 +22,23 @@ def _escaped(sign: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Prints a line above the progress bar if there is one. Once nobody reads the output, prints nothing."""
-    if _closed:
+    """Prints a line above the progress bar if there is one. Once the output cannot be written, prints nothing."""
+    if _fault:
         return
     try:
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:
-        close()
+    except OSError as error:
+        close(error)
 
 
-def close() -> None:
+def close(error: OSError) -> None:
     """Sends what is still printed nowhere. Otherwise Python would fail again when it flushes at its end."""
-    global _closed
-    _closed = True
+    global _fault
+    _fault = error
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def is_closed() -> bool:
-    """Returns whether the reader of standard output has gone."""
-    return _closed
+def fault() -> OSError | None:
+    """Returns why standard output cannot be written: its reader has gone, or the disk is full. None: it can."""
+    return _fault

@@ -5,9 +5,11 @@ The first process decides what all must agree on. Only the first process prints 
 exception: Orbax writes them from all processes.
 """
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from jax.experimental import multihost_utils
 from proxynca_jax.errors import UserError
 
 RECORD_BYTES = 2**16  # of a record as JSON, padded, because a broadcast needs the same size in all processes
+FAULT_LETTERS = 5000  # of an error that all processes print; as JSON, one takes up to 12 bytes
 # When a process has failed, it waits this long for the others; then all are ended.
 SHUTDOWN_SECONDS = 60
 
@@ -76,3 +79,26 @@ def record_of_first(record: dict[str, Any]) -> dict[str, Any]:
         return record
     text = json.dumps(record).encode().ljust(RECORD_BYTES)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))))
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """The first process runs the block before the others do. If it fails, all fail: none waits for ever.
+
+    Raises:
+        UserError: in all processes, if the block raises it in the first one.
+    """
+    if not is_first():
+        if fault := record_of_first({})["fault"]:
+            raise UserError(fault)
+        yield
+        return
+    fault = "the first process has failed."
+    try:
+        yield
+        fault = ""
+    except UserError as error:
+        fault = str(error)
+        raise
+    finally:
+        record_of_first({"fault": fault[:FAULT_LETTERS]})

@@ -71,3 +71,6 @@ def _flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os._exit(128 + CLOSED_OUTPUT)
+    except OSError as error:
+        say(f"error: cannot write the output: {error.strerror}.")
+        os._exit(1)

@@ -1,11 +1,13 @@
 """Plots a comparison: loss, Recall@1 and NMI by epoch."""
 
+import io
 import pathlib
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.report.reference import Reference
 from proxynca_jax.report.runs import Run, best_epoch
 from proxynca_jax.runs.log import Record
@@ -21,6 +23,9 @@ def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> No
         runs: of one configuration.
         reference: what to compare them with. None: nothing.
         path: the PNG file to write.
+
+    Raises:
+        UserError: if it cannot be written.
     """
     panels = {metric: label for metric, label in PANELS.items() if metric in runs[0].records[-1]}
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
@@ -36,7 +41,9 @@ def draw(runs: list[Run], reference: Reference | None, path: pathlib.Path) -> No
     legend = dict(zip(labels, handles, strict=True))  # one entry for all runs
     place = {"loc": "outside upper center", "ncols": len(legend), "fontsize": "small", "frameon": False}
     figure.legend(legend.values(), legend.keys(), **place)
-    figure.savefig(path, dpi=200)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=200, format="png")
+    replace_file(path, content.getvalue())
 
 
 def _draw_reference(axes: Axes, metric: str, reference: Reference, *, curve: bool) -> None:

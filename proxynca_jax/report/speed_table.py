@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import psutil
 
+from proxynca_jax.machine.output import print_line
 from proxynca_jax.models.network import TRAINING_PASSES
 
 STEPS = ("train", "embed")
@@ -91,7 +92,7 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
     print(f"{rows[0].step + f', batch {rows[0].batch_size}':24}", *titles)
     for row in rows:
         if isinstance(row, Failure):
-            print(f"  {row.variant:22} failed: {row.error}")
+            print_line(f"  {row.variant:22} failed: {row.error}")
             continue
         values = (
             row.images_per_second(),

@@ -5,15 +5,17 @@ A state has three items. `network` (parameters and batch statistics) is all that
 run's config.json names the backbone.
 """
 
+import contextlib
 import dataclasses
-import gc
 import json
+import os
 import pathlib
+import re
 import shutil
-import sys
 import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,11 +26,13 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.models.network import Tree, Variables
 from proxynca_jax.runs.digests import digests, named_leaves
+from proxynca_jax.runs.orbax_messages import end_abandoned, quiet
 from proxynca_jax.steps import TrainState
 
 KINDS = ("latest", "best")
 DIGESTS = "digests"
 SHOWN_LEAVES = 3  # of those that are damaged
+UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a state until it is complete
 
 
 class DamagedError(UserError):
@@ -38,34 +42,51 @@ class DamagedError(UserError):
 class Checkpoints:
     """One state of each kind, in `<run>/checkpoints/<kind>/<step>`. A context: its end waits for all writes."""
 
-    def __init__(self, run: pathlib.Path, *, every_minutes: float = 0.0):
+    def __init__(self, run: pathlib.Path, *, writes: bool = True, every_minutes: float = 0.0):
         """Args:
         run: the run's folder.
+        writes: whether states will be saved. If not, the folder may be read-only, and it stays as it is.
         every_minutes: of `save_if_due`; 0 means never.
         """
+        reading = {"read_only": True, "create": False, "save_interval_steps": 0}
+        options = {"max_to_keep": 1, "enable_async_checkpointing": True} if writes else reading
         self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
         self._folder = (run / "checkpoints").absolute()  # Orbax takes absolute paths only
-        self._managers = {
-            kind: ocp.CheckpointManager(
-                self._folder / kind,
-                options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True),
-                item_names=("network", "training", DIGESTS),
-            )
-            for kind in KINDS
-        }
+        self._quiet = contextlib.ExitStack()
+        with quiet(), self._saving():
+            self._managers = {
+                kind: ocp.CheckpointManager(
+                    self._folder / kind,
+                    options=ocp.CheckpointManagerOptions(**options),
+                    item_names=("network", "training", DIGESTS),
+                )
+                for kind in KINDS
+            }
+        if writes:
+            self._remove_unfinished()
 
     def __enter__(self) -> "Checkpoints":
+        self._quiet.enter_context(quiet())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for manager in self._managers.values():
-            manager.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        with self._quiet:
+            try:
+                with self._saving(), contextlib.ExitStack() as managers:
+                    for manager in self._managers.values():
+                        managers.callback(manager.close)
+            except UserError:
+                if error is None:  # otherwise the first error is the one to tell
+                    raise
 
     def save(self, kind: str, step: int, state: TrainState) -> None:
         """Replaces the state of a kind, in the background. The old one is deleted when the new one is complete.
 
         A state of the same step is left as it is: a run that continues computes the same state again.
+
+        Raises:
+            UserError: if this state or the one before cannot be written. Those on disk are kept.
         """
         self.finish()  # one at a time: whatever moment a run dies at, the best state is there before the latest one
         self._saved_at = time.monotonic()
@@ -77,12 +98,18 @@ class Checkpoints:
         saved: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         written = digests(items)
         saved[DIGESTS] = ocp.args.JsonSave({"arrays": written, "check": _check(written)})
-        manager.save(step, args=ocp.args.Composite(**saved), force=True)
+        with self._saving():
+            manager.save(step, args=ocp.args.Composite(**saved), force=True)
 
     def finish(self) -> None:
-        """Waits until all states are written."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        """Waits until all states are written.
+
+        Raises:
+            UserError: as for `save`.
+        """
+        with self._saving():
+            for manager in self._managers.values():
+                manager.wait_until_finished()
 
     def save_if_due(self, step: int, state: TrainState) -> None:
         """Saves the latest state if the last save was `every_minutes` ago. All processes must call it equally often."""
@@ -92,7 +119,7 @@ class Checkpoints:
 
     def latest_step(self, kind: str = "latest") -> int | None:
         """Returns the step of the state of a kind, or None before the first save."""
-        self._managers[kind].wait_until_finished()
+        self.finish()
         return self._managers[kind].latest_step()
 
     def restore(self, state: TrainState, kind: str = "latest") -> TrainState:
@@ -201,11 +228,29 @@ class Checkpoints:
             return dict(self._managers[kind].restore(step, args=ocp.args.Composite(**arguments)).items()), None
         except Exception as error:
             fault = error.with_traceback(None)
-        # Orbax leaves other reads of the same state behind. When they are collected, Python would print each.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        gc.collect()
-        sys.unraisablehook = hook
+        end_abandoned()
         return {}, fault
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Converts the errors of writing: Orbax, TensorStore and the system each have their own."""
+        try:
+            yield
+            return
+        except Exception as error:
+            fault = error.with_traceback(None)
+        end_abandoned()
+        self._remove_unfinished()
+        found = [f"{kind} (step {path.name})" for kind in KINDS for path in self._folder.glob(f"{kind}/[0-9]*")]
+        kept = f"the states on disk are kept: {', '.join(found)}" if found else "no state is on disk yet"
+        told = f"cannot save a state in {self._folder}: {_reason(fault)}; {kept}"
+        raise UserError(f"{told}. Make room, and give the same command again.") from fault
+
+    def _remove_unfinished(self) -> None:
+        """Removes what is left of states that were not saved to their end."""
+        if processes.is_first():
+            for path in self._folder.glob(f"*/{UNFINISHED}"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _put_aside(self, kind: str) -> None:
         """Moves a damaged state out of the way of those that will be saved."""
@@ -219,8 +264,15 @@ class Checkpoints:
         manager.reload()
 
 
+def _reason(fault: Exception) -> str:
+    """Says why the system did not write. TensorStore has the system's number in its text."""
+    found = re.search(r"os_error_code='(\d+)'", str(fault))
+    number = int(found[1]) if found else getattr(fault, "errno", None)
+    return os.strerror(number) if number else _first_line(fault)
+
+
 def _first_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {fault}".splitlines()[0]
+    return f"{type(fault).__name__}: {fault}".splitlines()[0].partition(" See full TensorStore details")[0]
 
 
 def _check(written: dict[str, str]) -> int:

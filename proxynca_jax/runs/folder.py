@@ -69,13 +69,13 @@ def open_run(
     elif run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
         raise UserError(f"{run} exists and is not the folder of a run. Choose another --run.")
     processes.wait_for_all("checked the run's folder")  # the first process must not change it before that
-    if locks is not None:
-        locks.enter_context(only_writer(run))
-    if processes.is_first():
-        _write_config(run, config)
-        if images is not None:
-            write_list(run, images, left_out or {})
-    processes.wait_for_all("created the run's folder")
+    with processes.first_before_others():
+        if locks is not None:
+            locks.enter_context(only_writer(run))
+        if processes.is_first():
+            _write_config(run, config)
+            if images is not None:
+                write_list(run, images, left_out or {})
 
 
 def _write_config(run: pathlib.Path, config: TrainConfig) -> None:

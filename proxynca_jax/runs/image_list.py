@@ -23,6 +23,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.atomic_file import replace_file, replacing
 from proxynca_jax.machine.interrupt import never
+from proxynca_jax.machine.output import printable
 
 NAME, LEFT_OUT = "images.parquet", "left_out.txt"
 EXAMPLES = 3
@@ -110,7 +111,8 @@ def require_same_images(run: pathlib.Path, now: Sequence[ListedImage], root: str
     before = read_list(run)
     if before is None:
         if processes.is_first():
-            print(f"{run} has no list of its images (an older version made it): they are not checked", file=sys.stderr)
+            text = f"{run} has no list of its images (an older version made it): they are not checked"
+            print(printable(text), file=sys.stderr)
         return
     sides = {image.side for image in now}
     then = [image for image in before if image.side in sides]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine import processes
+from proxynca_jax.machine.atomic_file import cannot_write
 
 try:
     import fcntl
@@ -39,9 +40,9 @@ def only_writer(
         return
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a+")
+        file = (run / LOCK).open("ab+", buffering=0)
     except OSError as error:
-        raise UserError(f"cannot write in {run}: {error.strerror}. Nothing was changed.") from error
+        raise cannot_write(run, error) from error
     with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if among_others else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -53,9 +54,12 @@ def only_writer(
             yield
             return
         now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
-        file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "started": now}) + "\n")
-        file.flush()
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "started": now}
+        try:
+            file.truncate(0)
+            file.write(f"{json.dumps(holder)}\n".encode())
+        except OSError as error:
+            raise cannot_write(run, error) from error
         yield
 
 

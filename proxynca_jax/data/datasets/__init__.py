@@ -12,6 +12,7 @@ from proxynca_jax.data.datasets import cars, cub, folder, glyphs, sop, table, tf
 from proxynca_jax.data.datasets.published import Counts, warn_if_counts_differ
 from proxynca_jax.data.split import DataSet
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def load_dataset(config: DataConfig) -> DataSet:
 
 def _find_root(config: DataConfig, source: DataSetSource) -> Path:
     """Returns the data set's directory or file. If `data.root` contains the archive's folder, it is that folder."""
-    root = Path(config.root).expanduser()
+    root = arguments.path(config.root)
     if not source.layout:
         return root
     kind = "file" if source.is_file else "directory"

@@ -10,6 +10,7 @@ from proxynca_jax.data.datasets.class_folders import read_class_folders
 from proxynca_jax.data.image_files import IMAGE_SUFFIXES
 from proxynca_jax.data.split import DataSet, divide_by_class, random_classes
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine import arguments
 
 LAYOUT = f"A folder data set is one folder per class, with images ({' '.join(sorted(IMAGE_SUFFIXES))}) in each."
 
@@ -35,7 +36,7 @@ def evaluation_classes(class_names: tuple[str, ...], config: DataConfig) -> Bool
         UserError: If the list cannot be read or names another class.
     """
     if config.eval_classes_file:
-        return _listed_classes(Path(config.eval_classes_file).expanduser(), class_names, config.root)
+        return _listed_classes(arguments.path(config.eval_classes_file), class_names, config.root)
     return random_classes(len(class_names), config.eval_fraction, config.split_seed)
 
 

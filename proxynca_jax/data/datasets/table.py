@@ -16,6 +16,7 @@ from proxynca_jax.data.image_files import file_split
 from proxynca_jax.data.split import DataSet, Evaluation, Split, divide, divide_by_class, take
 from proxynca_jax.data.transforms import Box, image_size
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.machine import arguments
 
 LAYOUT = (
     "A table is a .csv file (values separated by commas) or a .parquet file, with one row per image and the columns "
@@ -51,8 +52,7 @@ def read(path: Path, config: DataConfig) -> DataSet:
     _check_columns(table)
     table.refuse(_cell_faults(table))
     boxes = _read_boxes(table)
-    # Path.expanduser would raise for a name such as ~1.jpg.
-    paths = [Path(path.parent, os.path.expanduser(cell)) for cell in table.columns["path"]]  # noqa: PTH111
+    paths = [path.parent / arguments.path(cell) for cell in table.columns["path"]]
     table.refuse(_repeated_images(table, paths, boxes))
     table.refuse(_shared_classes(table))
     table.refuse(_image_faults(paths, boxes))
