@@ -152,9 +152,7 @@ def main() -> None:
         ended = soak_process(soak, whole) and soak_kills(soak, killed, options.kills)
         same = records(whole) == records(killed) and digests(whole) == digests(killed)
         tracebacks = (soak.folder / "messages.txt").read_text().count("Traceback")
-        print(
-            f"\nboth ended: {ended}; equal scores: {same}; states compared: {len(digests(whole))}; {tracebacks} tracebacks"
-        )
+        print(f"\nboth ended: {ended}; equal scores: {same}; {len(digests(whole))} states; {tracebacks} tracebacks")
     sys.exit(not (ended and same and not tracebacks))
 
 

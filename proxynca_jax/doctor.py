@@ -82,9 +82,9 @@ def examine(
     yield from _attempt(lambda: _check_steps(dataset, config))
     yield from _attempt(lambda: _look(dataset, config, sheet))
     yield from check_memory(dataset, config, width=config.model.embedding_dim)
-    state_bytes = yield from _check_network(dataset, config)
+    state_bytes, weights_fit = yield from _check_network(dataset, config)
     yield from check_disk(dataset, config, run, state_bytes)
-    if config.model.weights:
+    if weights_fit:
         yield from _attempt(lambda: _compare(dataset, config, check))
 
 
@@ -164,25 +164,27 @@ def _training_row(split: Split, config: TrainConfig) -> Row:
     return "training crops", np.asarray(batch["image"]), names
 
 
-def _check_network(dataset: DataSet, config: TrainConfig) -> Generator[Finding, None, int]:
-    """Makes the state of step 0 and fills it with the weights. Returns its bytes."""
-    sizes = [0]
+def _check_network(dataset: DataSet, config: TrainConfig) -> Generator[Finding, None, tuple[int, bool]]:
+    """Makes the state of step 0 and fills it with the weights. Returns its bytes, and whether there are weights."""
+    state_bytes, weights_fit = 0, False
 
     def make() -> Iterator[Finding]:
+        nonlocal state_bytes, weights_fit
         optimizer = make_optimizer(config.optim, steps_per_epoch=1)
         classes = len(dataset.train.class_names)
         _, state = steps.init_state(config.model, optimizer, classes=classes, seed=config.seed, loss=config.loss.name)
-        sizes[0] = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if not config.model.weights:
             yield Finding(OK, "the network starts from random weights")
             return
         weights = read_weights(config.model.weights)
         fill(init_network(config.model, None)[1], weights, config.model.backbone)
         digest = Embedder.load(config.model.weights).about["weights"]
+        weights_fit = True
         yield Finding(OK, f"{weights.origin} fit {config.model.backbone}; digest {digest}")
 
     yield from _attempt(make)
-    return sizes[0]
+    return state_bytes, weights_fit
 
 
 def _compare(dataset: DataSet, config: TrainConfig, check: Callable[[], None]) -> Iterator[Finding]:

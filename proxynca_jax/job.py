@@ -14,6 +14,9 @@ import optax
 from flax import nnx
 
 from proxynca_jax import steps
+from proxynca_jax.checks import OK
+from proxynca_jax.checks.images import check_single_images
+from proxynca_jax.checks.machine import check_disk
 from proxynca_jax.compile_ahead import compile_embed_step, compile_train_step
 from proxynca_jax.config import TrainConfig
 from proxynca_jax.data.cache import cached, cached_crops, require_cache
@@ -90,6 +93,7 @@ def prepare(
     look_up(BACKBONES, config.model.backbone, "model.backbone").check_image_size(config.data.image_size)
     require_cache(config.data)
     dataset, left_out = inspect_dataset(load_dataset(config.data), config.data)
+    findings = list(check_single_images(dataset))
     train_split, evaluation = dataset.train, dataset.evaluation
     if config.evaluation.protocol == "validation":
         held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
@@ -121,6 +125,10 @@ def prepare(
     open_run(run, config, list_images(dataset.sides(), dataset), left_out, locks)
     log = MetricLog(run, writes=processes.is_first())
     log.line(_describe(config, run, train_split, evaluation))
+    findings += check_disk(dataset, config, run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    for finding in findings:
+        if finding.level != OK:
+            log.line(f"{finding.level}: {finding.text}")
     if left_out:
         log.line(f"{len(left_out):,} images cannot be read and are left out: {run / LEFT_OUT}")
     if start:

@@ -13,6 +13,9 @@ from proxynca_jax.data.datasets import DATASETS
 from proxynca_jax.data.inspection import PUBLISHED_SPLITS
 from proxynca_jax.data.split import QUERY, TRAIN, DataSet, Split
 
+ACROSS = "are for training and for evaluation; remove one"
+TWO_LABELS = "have two labels; remove the wrong one"
+TWICE = "are there twice in their class, where finding the other one is no achievement; remove one"
 FLAT = 2.0  # standard deviation of the pixels, 0 to 127, below which an image shows nothing
 
 
@@ -78,26 +81,23 @@ def check_equal_contents(dataset: DataSet, config: DataConfig) -> Iterator[Findi
     for side, split in dataset.sides().items():
         for digest, name, label in zip(split.digests or (), split.names, split.labels.tolist(), strict=True):
             found[digest].append((side, split.class_names[label], name))
-    groups = [rows for rows in found.values() if len(rows) > 1]
-    across = [rows for rows in groups if len({side == TRAIN for side, _, _ in rows}) > 1]
-    labels = [rows for rows in groups if rows not in across and len({(side, label) for side, label, _ in rows}) > 1]
-    within = [rows for rows in groups if rows not in across and rows not in labels]
-    published = config.dataset in PUBLISHED_SPLITS
-    kinds = (
-        (across, WARNING if published else ERROR, "are for training and for evaluation. Remove one of each"),
-        (labels, WARNING, "have two labels. Remove the wrong one of each"),
-        (within, WARNING, "are there twice in their class, where finding the other one is no achievement. Remove one"),
-    )
-    for rows_of, level, consequence in kinds:
-        if rows_of:
-            yield Finding(level, f"{len(rows_of):,} images {consequence}: {listed(map(_pair, rows_of))}")
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for rows in found.values():
+        if len(rows) > 1:
+            (_, _, first), (_, _, second), *_ = rows
+            groups[_relation(rows)].append(f"{first} = {second}")
+    levels = {ACROSS: WARNING if config.dataset in PUBLISHED_SPLITS else ERROR}
+    for relation, pairs in groups.items():
+        yield Finding(levels.get(relation, WARNING), f"{len(pairs):,} images {relation} of each: {listed(pairs)}")
     if not groups:
         yield Finding(OK, "no two images have equal contents")
 
 
-def _pair(rows: Sequence[tuple[str, str, str]]) -> str:
-    (_, _, first), (_, _, second), *_ = rows
-    return f"{first} = {second}"
+def _relation(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Says what is wrong with images of equal contents, and what to do. A row has a side, a class and a name."""
+    if len({side == TRAIN for side, _, _ in rows}) > 1:
+        return ACROSS
+    return TWO_LABELS if len({label for _, label, _ in rows}) > 1 else TWICE
 
 
 def check_pixels(
@@ -121,8 +121,8 @@ def check_pixels(
     yield Finding(
         OK if plausible else WARNING, text + ("" if plausible else ": hardly any light or dark. Look at them")
     )
-    if grey > 0:
-        yield Finding(OK, f"{grey:.0%} of them are grey")
+    if grey:
+        yield Finding(OK, f"{grey:.1%} of them are grey")
 
 
 def _numbers(values: np.ndarray) -> str:

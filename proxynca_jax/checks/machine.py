@@ -85,10 +85,12 @@ def check_disk(dataset: DataSet, config: TrainConfig, folder: Path, state_bytes:
         training = len(split.labels) * float(np.mean([height * width for height, width in sizes])) * 3
         crops = sum(len(split.labels) for split in dataset.evaluation.splits()) * config.data.image_size**2 * 3
         cache = Path(config.data.cache).expanduser()
-        yield _room(f"decoded images, by the size of {len(rows)}, take about", training + crops, cache, "data.cache")
+        yield _room(
+            f"decoded images, by the size of {len(rows)}, take about", round(training + crops), cache, "data.cache"
+        )
 
 
-def _room(what: str, needed: float, folder: Path, option: str) -> Finding:
+def _room(what: str, needed: int, folder: Path, option: str) -> Finding:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     text = f"{what} {needed / 1e9:.2f} GB; {free / 1e9:.1f} GB are free in {there}"
