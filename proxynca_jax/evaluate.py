@@ -3,12 +3,14 @@
     python -m proxynca_jax.evaluate --run runs/cars [--checkpoint latest] [--baselines]
     python -m proxynca_jax.evaluate --embeddings test.parquet
     python -m proxynca_jax.evaluate --embeddings queries.npz --gallery gallery.npz --recall_at 1 10 100 --no-nmi
+    python -m proxynca_jax.evaluate --run runs/cars --verification [--roc roc.png]
 
 A run is scored on its evaluation classes. The network, the images, the settings and the seeds are those of training,
 and so are the numbers. `--baselines` adds what training did not make: raw pixels, and the network that the run started
 from. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`), with labels that
 are integers or strings. Each image searches the other images or, if there is a gallery, the gallery. NMI clusters the
-queries alone.
+queries alone. `--verification` measures thresholds: above which similarity are two images of one class? Those of a run
+are in its folder from then on, as `verification.json`, and an index takes them from there.
 """
 
 from proxynca_jax.machine.signals import start_command
@@ -18,6 +20,7 @@ if __name__ == "__main__":
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,10 +31,16 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, integer, path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.machine.output import print_line
+from proxynca_jax.metrics.identification import identify
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
+from proxynca_jax.metrics.verification import verify
 from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
+from proxynca_jax.report.verification_card import draw_roc, verification_card
+from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.runs.digests import digest
 from proxynca_jax.runs.embedding_files import read_about, read_embeddings
 from proxynca_jax.runs.image_list import evaluation_of_run
 from proxynca_jax.scores import describe_scores, score, score_at_r
@@ -65,6 +74,11 @@ def _score_run(options: argparse.Namespace) -> None:
     queries, *others = [(embed(network, split, config), split.labels) for split in evaluation.splits()]
     title, precision = f"{options.run}  {kind} checkpoint, step {step}", computed_in(config.model.compute_dtype)
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
+    if options.verification:
+        about = {"step": step, "checkpoint": kind, "weights": digest(network.variables)}
+        measured = _verify(queries, others[0] if others else None, config, options, about)
+        verification_file.write(options.run / verification_file.NAME, measured)
+        print_line(f"thresholds are in {options.run / verification_file.NAME}")
     if options.baselines:
         rows = baselines(network, config, evaluation, distance=options.distance, graphs=graphs)
         print(f"\n{describe_baselines(rows)}")
@@ -77,6 +91,35 @@ def _score_files(options: argparse.Namespace) -> None:
     title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
     precision = read_about(options.embeddings).get("compute_dtype")
     _print_scores(title, queries, gallery, config, options, precision=precision)
+    if options.verification:
+        _verify(queries, gallery, config, options, {"embeddings": str(options.embeddings)})
+
+
+def _verify(
+    queries: Queries,
+    gallery: LabelledVectors | None,
+    config: TrainConfig,
+    options: argparse.Namespace,
+    about: dict[str, Any],
+) -> verification_file.Measured:
+    """Measures and prints thresholds, writes what was asked for, and returns the record."""
+    verification = verify(*queries, gallery=gallery, seed=config.seed)
+    identification = identify(*queries, gallery=gallery, seed=config.seed)
+    print(f"\n{verification_card(verification, identification)}", flush=True)
+    protocol = {
+        "similarity": "cosine",
+        "pairs": "queries x queries, each pair once" if gallery is None else "queries x gallery",
+        "images": len(queries[1]),
+        "gallery_images": None if gallery is None else len(gallery[1]),
+        "intervals": "95 %, vertex bootstrap over classes",
+        "seed": config.seed,
+    }
+    measured = about | {"protocol": protocol} | verification_file.record(verification, identification)
+    if options.record:
+        verification_file.write(options.record, measured)
+    if options.roc:
+        draw_roc(verification, options.roc)
+    return measured
 
 
 def _print_scores(
@@ -132,6 +175,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--gallery", type=path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
+    parser.add_argument("--verification", action="store_true", help="measure thresholds: when are two images the same?")
+    parser.add_argument("--record", type=path, metavar="FILE.json", help="with --verification: write it as JSON")
+    parser.add_argument("--roc", type=path, metavar="FILE.png", help="with --verification: draw the ROC curve")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     settings = parser.add_argument_group("settings", "by default those of the run, or of training")
     settings.add_argument("--recall_at", type=integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
@@ -141,9 +187,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     settings.add_argument("--kmeans_restarts", type=integer(COUNT), metavar="N", help="k-means runs for NMI")
     settings.add_argument("--seed", type=integer(SEEDS), help="of k-means")
     options = parser.parse_args(arguments)
-    for option, needed in (("checkpoint", "run"), ("baselines", "run"), ("gallery", "embeddings")):
+    for option, needed in (
+        ("checkpoint", "run"),
+        ("baselines", "run"),
+        ("gallery", "embeddings"),
+        ("record", "verification"),
+        ("roc", "verification"),
+    ):
         if getattr(options, option) and not getattr(options, needed):
             parser.error(f"--{option} goes with --{needed}")
+    for option, suffix in (("record", ".json"), ("roc", ".png")):
+        if (file := getattr(options, option)) and file.suffix.lower() != suffix:
+            parser.error(f"--{option} is {str(file)!r}; it must end in {suffix}")
     return options
 
 

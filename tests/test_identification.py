@@ -41,9 +41,7 @@ def test_rates_are_those_of_a_full_matrix(with_gallery):
     assert [point.false_alarm_rate for point in found.points] == [0.1, 0.01][: 2 if (~known).sum() >= 1000 else 1]
     assert found.too_few[0.001] == 10_000
     for point in found.points:
-        share, threshold, alarms = plain(
-            vectors[probes], labels[probes], others, other_labels, point.false_alarm_rate
-        )
+        share, threshold, alarms = plain(vectors[probes], labels[probes], others, other_labels, point.false_alarm_rate)
         assert point.dir == pytest.approx(share, abs=1e-9)
         assert point.threshold == pytest.approx(threshold, abs=3e-7)
         assert point.false_alarms == alarms <= point.false_alarm_rate * (~known).sum()

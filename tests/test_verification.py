@@ -35,7 +35,9 @@ def matrix(vectors, others):
         rows = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
         return np.pad(rows, ((0, -len(rows) % pairs_module.BLOCK), (0, 0)))
 
-    blocks = [np.split(unit(rows), range(pairs_module.BLOCK, len(rows), pairs_module.BLOCK)) for rows in (vectors, others)]
+    blocks = [
+        np.split(unit(rows), range(pairs_module.BLOCK, len(rows), pairs_module.BLOCK)) for rows in (vectors, others)
+    ]
     cosines = np.block([[ours @ theirs.T for theirs in blocks[1]] for ours in blocks[0]])
     return np.floor(cosines[: len(vectors), : len(others)].astype(np.float64) * STEPS)
 

@@ -272,7 +272,9 @@ def _true_accepts(
     def of_block(block: Block) -> Int64[np.ndarray, "classes levels"]:
         of_pairs = np.broadcast_to(block.row_classes[:, None], block.similarities.shape)[block.genuine]
         level = np.searchsorted(steps, block.of_one_class(), side="right")
-        return np.bincount(of_pairs.astype(np.int64) * levels + level, minlength=pairs.classes * levels).reshape(-1, levels)
+        return np.bincount(of_pairs.astype(np.int64) * levels + level, minlength=pairs.classes * levels).reshape(
+            -1, levels
+        )
 
     found = add_up(pairs, of_block, of_one_class=True)
     accepted = np.cumsum(found[:, ::-1], axis=1)[:, -2::-1].astype(np.float64)  # (classes, steps), in order again
