@@ -30,14 +30,14 @@ from proxynca_jax.embedder import embed, load_network
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import NO_GRAPHS, integer, path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
-from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.output import print_line
+from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.identification import identify
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
 from proxynca_jax.metrics.verification import verify
 from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
-from proxynca_jax.report.verification_card import draw_roc, verification_card
+from proxynca_jax.report.verification_card import draw_roc, identification_card, verification_card
 from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.digests import digest
@@ -104,8 +104,11 @@ def _verify(
 ) -> verification_file.Measured:
     """Measures and prints thresholds, writes what was asked for, and returns the record."""
     verification = verify(*queries, gallery=gallery, seed=config.seed)
+    print(f"\n{verification_card(verification)}", flush=True)
+    if options.roc:
+        draw_roc(verification, options.roc)
     identification = identify(*queries, gallery=gallery, seed=config.seed)
-    print(f"\n{verification_card(verification, identification)}", flush=True)
+    print(f"\n{identification_card(identification)}", flush=True)
     protocol = {
         "similarity": "cosine",
         "pairs": "queries x queries, each pair once" if gallery is None else "queries x gallery",
@@ -117,8 +120,6 @@ def _verify(
     measured = about | {"protocol": protocol} | verification_file.record(verification, identification)
     if options.record:
         verification_file.write(options.record, measured)
-    if options.roc:
-        draw_roc(verification, options.roc)
     return measured
 
 

@@ -127,6 +127,11 @@ def test_pairs_of_one_kind_are_refused(labels, what):
         verify(np.eye(9, dtype=np.float32), labels)
 
 
+def test_an_empty_gallery_is_refused():
+    with pytest.raises(UserError, match="There are 2 queries and 0 gallery images; pairs need both"):
+        verify(np.eye(2, dtype=np.float32), np.arange(2), gallery=(np.zeros((0, 2), np.float32), np.arange(0)))
+
+
 @pytest.mark.parametrize("with_gallery", [False, True])
 def test_intervals_are_those_of_drawn_classes(with_gallery):
     """The same draws, worked out image by image: each drawn copy of a class is a class, and copies are no pairs."""

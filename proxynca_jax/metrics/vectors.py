@@ -50,7 +50,9 @@ def prepare(
     """
     others, other_labels = (embeddings, labels) if gallery is None else gallery
     classes, other_classes = _number_classes(embeddings, labels, others, other_labels)
-    matches = np.bincount(other_classes, minlength=classes.max() + 1)[classes].astype(np.int32) - (gallery is None)
+    matches = np.bincount(other_classes, minlength=classes.max(initial=-1) + 1)[classes].astype(np.int32) - (
+        gallery is None
+    )
     if not np.any(matches > 0):
         raise UserError(
             f"None of the {len(labels)} queries has another image of its class in the gallery of {len(others)} images, "
@@ -77,10 +79,12 @@ def unit_images(
         The queries, and the gallery. They are the same object if there is no gallery.
 
     Raises:
-        UserError: there are more or fewer labels than vectors, or an embedding is not finite.
+        UserError: there are no images, there are more or fewer labels than vectors, or an embedding is not finite.
     """
     others, other_labels = (embeddings, labels) if gallery is None else gallery
     classes, other_classes = _number_classes(embeddings, labels, others, other_labels)
+    if not (len(classes) and len(other_classes)):
+        raise UserError(f"There are {len(classes)} queries and {len(other_classes)} gallery images; pairs need both.")
     sides = [embeddings] if gallery is None else [embeddings, others]
     _, exponent = _largest(sides, lambda rows: rows)
     vectors = [_convert(side, functools.partial(_unit_vectors, exponent=exponent)) for side in sides]

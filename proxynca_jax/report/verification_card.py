@@ -14,15 +14,14 @@ COLOUR = "#0067b1"
 Interval = tuple[float | None, float | None]
 
 
-def verification_card(verification: Verification, identification: Identification | None) -> str:
-    """Formats both as lines of the metric card, rates in percent.
+def verification_card(found: Verification) -> str:
+    """Formats a verification as lines of the metric card, rates in percent."""
+    return "\n".join(_verification(found))
 
-    Args:
-        verification: of the images.
-        identification: of the same images. None: it is not defined for them.
-    """
-    lines = [*_verification(verification), *(() if identification is None else ["", *_identification(identification)])]
-    return "\n".join(lines)
+
+def identification_card(found: Identification) -> str:
+    """Formats an open-set identification as lines of the metric card, rates in percent."""
+    return "\n".join(_identification(found))
 
 
 def _verification(found: Verification) -> Iterator[str]:
@@ -81,19 +80,19 @@ def draw_roc(found: Verification, path: pathlib.Path) -> None:
     far, tar, low, high = (100 * values[kept] for values in curve)
     axes.fill_between(far, low, high, color=COLOUR, alpha=0.2, linewidth=0, label="95 % interval over classes")
     axes.plot(far, tar, color=COLOUR, linewidth=1.8, label=f"EER {100 * found.eer:.2f} %, AUC {100 * found.auc:.2f} %")
-    for point in found.operating_points:
-        _mark(axes, point)
+    for number, point in enumerate(found.operating_points):
+        _mark(axes, point, label=None if number else "operating points, with thresholds")
     axes.set(xscale="log", xlabel="False accept rate (%)", ylabel="True accept rate (%)", ylim=(0, 102))
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", fontsize="small", frameon=False)
+    axes.legend(loc="upper left", fontsize="small", frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=200, format="png")
 
 
-def _mark(axes: Axes, point: OperatingPoint) -> None:
+def _mark(axes: Axes, point: OperatingPoint, *, label: str | None) -> None:
     place = (100 * point.far, 100 * point.tar)
-    axes.plot(*place, "o", color=COLOUR, markeredgecolor="white")
+    axes.plot(*place, "o", color=COLOUR, markeredgecolor="white", label=label)
     text = f"{point.threshold:.3f}"
     axes.annotate(text, place, (-4, 5), textcoords="offset points", fontsize="x-small", ha="right")

@@ -1,4 +1,4 @@
-"""The record of a verification, and the file `verification.json` in a run's folder, from which an index has thresholds."""
+"""The record of a verification, and `verification.json` in a run's folder, from which an index takes thresholds."""
 
 import json
 import pathlib
@@ -13,23 +13,21 @@ NAME = "verification.json"
 Measured = dict[str, Any]  # as JSON
 
 
-def record(verification: Verification, identification: Identification | None) -> Measured:
+def record(verification: Verification, identification: Identification) -> Measured:
     """Returns what was measured as JSON: the fields of both, without the curve. Rates are from 0 to 1.
 
     Args:
         verification: of the images.
-        identification: of the same images. None: it is not defined for them.
+        identification: of the same images.
     """
     fields = verification._asdict()
     del fields["curve"]
     fields["operating_points"] = [point._asdict() for point in verification.operating_points]
     fields["pairs"] = {"genuine": fields.pop("genuine_pairs"), "impostor": fields.pop("impostor_pairs")}
     fields["too_few"] = _needed(verification.too_few)
-    if identification is not None:
-        points = [point._asdict() for point in identification.points]
-        open_set = identification._asdict() | {"points": points, "too_few": _needed(identification.too_few)}
-        fields["identification"] = open_set
-    return fields
+    points = [point._asdict() for point in identification.points]
+    open_set = identification._asdict() | {"points": points, "too_few": _needed(identification.too_few)}
+    return fields | {"identification": open_set}
 
 
 def _needed(too_few: dict[float, int]) -> list[dict[str, float]]:
