@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
         ours, theirs = (np.bincount(side.classes, minlength=self.classes) for side in (self.rows, self.columns))
         return ours, theirs
 
-    def count(self) -> tuple[int, int]:
+    def totals(self) -> tuple[int, int]:
         """Counts the pairs of one class, and those of two classes."""
         images, others = len(self.rows.classes), len(self.columns.classes)
         genuine = int(self.genuine_by_class().sum())
@@ -74,7 +74,7 @@ def pair(queries: Images, gallery: Images) -> Pairs:
     columns = rows if gallery is queries else _sorted(gallery)
     classes = int(max(rows.classes[-1], columns.classes[-1])) + 1
     pairs = Pairs(rows, columns, gallery is queries, classes)
-    genuine, impostor = pairs.count()
+    genuine, impostor = pairs.totals()
     if not (genuine and impostor):
         which = "two classes" if genuine else "one class"
         raise UserError(

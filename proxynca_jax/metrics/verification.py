@@ -110,7 +110,7 @@ def verify(
             embedding is not finite.
     """
     pairs = pair(*unit_images(embeddings, labels, gallery))
-    genuine_pairs, impostor_pairs = pairs.count()
+    genuine_pairs, impostor_pairs = pairs.totals()
     needed = {rate: math.ceil(LEAST_FALSE_ACCEPTS / Fraction(str(rate))) for rate in RATES}
     too_few = {rate: number for rate, number in needed.items() if number > impostor_pairs}
     allowed = {rate: math.floor(Fraction(str(rate)) * impostor_pairs) for rate in RATES if rate not in too_few}
