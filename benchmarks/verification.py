@@ -5,7 +5,8 @@
 The embeddings are those of `benchmarks.metrics`: class centres plus noise, as unit vectors. Peak memory is the peak of
 the process minus its memory after loading the embeddings and the libraries.
 
-Measured on 2 cores of an AMD EPYC, otherwise idle (numpy 2.4.6): 60,502 × 64 (sop), 1.8e9 pairs: 38 s, 200 MB.
+Measured on 2 cores of an AMD EPYC (numpy 2.4.6): 60,502 × 64 (sop), 1.8e9 pairs: 21 s otherwise idle, 35 to 42 s with
+two other busy processes; 200 MB.
 """
 
 import argparse

@@ -76,9 +76,7 @@ def _score_run(options: argparse.Namespace) -> None:
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
     if options.verification:
         about = {"step": step, "checkpoint": kind, "weights": digest(network.variables)}
-        measured = _verify(queries, others[0] if others else None, config, options, about)
-        verification_file.write(options.run / verification_file.NAME, measured)
-        print_line(f"thresholds are in {options.run / verification_file.NAME}")
+        _verify(queries, others[0] if others else None, config, options, about)
     if options.baselines:
         rows = baselines(network, config, evaluation, distance=options.distance, graphs=graphs)
         print(f"\n{describe_baselines(rows)}")
@@ -101,14 +99,17 @@ def _verify(
     config: TrainConfig,
     options: argparse.Namespace,
     about: dict[str, Any],
-) -> verification_file.Measured:
-    """Measures and prints thresholds, writes what was asked for, and returns the record."""
+) -> None:
+    """Measures and prints thresholds. Writes them into the run's folder, and the files that were asked for."""
     verification = verify(*queries, gallery=gallery, seed=config.seed)
     print(f"\n{verification_card(verification)}", flush=True)
-    if options.roc:
-        draw_roc(verification, options.roc)
-    identification = identify(*queries, gallery=gallery, seed=config.seed)
-    print(f"\n{identification_card(identification)}", flush=True)
+    identification = None
+    try:
+        identification = identify(*queries, gallery=gallery, seed=config.seed)
+        print(f"\n{identification_card(identification)}", flush=True)
+    except UserError as error:  # thresholds need fewer classes
+        print()
+        print_line(f"{'open set':<12}not measured: {error}")
     protocol = {
         "similarity": "cosine",
         "pairs": "queries x queries, each pair once" if gallery is None else "queries x gallery",
@@ -118,9 +119,12 @@ def _verify(
         "seed": config.seed,
     }
     measured = about | {"protocol": protocol} | verification_file.record(verification, identification)
-    if options.record:
-        verification_file.write(options.record, measured)
-    return measured
+    for file in (options.run and options.run / verification_file.NAME, options.record):
+        if file:
+            verification_file.write(file, measured)
+            print_line(f"thresholds are in {file}")
+    if options.roc:  # last, because a picture is the least loss
+        draw_roc(verification, options.roc)
 
 
 def _print_scores(
@@ -186,7 +190,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     settings.add_argument("--nmi_average", choices=NMI_AVERAGES, help="the mean of the entropies")
     settings.add_argument("--kmeans", choices=KMEANS, help="whose k-means, for NMI")
     settings.add_argument("--kmeans_restarts", type=integer(COUNT), metavar="N", help="k-means runs for NMI")
-    settings.add_argument("--seed", type=integer(SEEDS), help="of k-means")
+    settings.add_argument("--seed", type=integer(SEEDS), help="of k-means, and of the draws of --verification")
     options = parser.parse_args(arguments)
     for option, needed in (
         ("checkpoint", "run"),

@@ -126,6 +126,16 @@ def test_verification_of_a_file(tmp_path, capsys):
         assert picture.size == (1040, 840)
 
 
+def test_thresholds_of_one_class_in_a_gallery_need_no_open_set(tmp_path, capsys):
+    queries = write(tmp_path / "queries.npz", labels=["ant"] * 6)
+    options = ["--embeddings", queries, "--gallery", write(tmp_path / "gallery.npz"), "--no-nmi", "--verification"]
+    _, output = card(capsys, *options, "--record", tmp_path / "record.json")
+    assert re.search("^open set +not measured: Of 1 classes, 1 have an image to enrol", output, re.MULTILINE)
+    measured = json.loads((tmp_path / "record.json").read_text())
+    assert measured["identification"] is None
+    assert sum(measured["pairs"].values()) == 36
+
+
 def test_verification_needs_two_classes(tmp_path, capsys):
     path = write(tmp_path / "file.npz", labels=["ant"] * 6)
     assert "have no pairs of two classes" in refusal("--embeddings", path, "--no-nmi", "--verification")

@@ -169,7 +169,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
 
 
 def test_threshold_at():
-    points = [{"far": 0.01, "threshold": 0.5}, {"far": 0.001, "threshold": 0.7}]
-    assert threshold_at(points, 1e-3) == 0.7
+    record = {"operating_points": [{"far": 0.01, "threshold": 0.5}, {"far": 0.001, "threshold": 0.7}]}
+    assert threshold_at(record, 1e-3) == 0.7
     with pytest.raises(UserError, match=r"false accept rate of 1e-05; measured: 0.01, 0.001"):
-        threshold_at(points, 1e-5)
+        threshold_at(record, 1e-5)

@@ -148,20 +148,21 @@ def verify(
     return Verification(eer, eer_step / STEPS, *eer_interval, auc, auc_error, points, too_few, *totals, curve)
 
 
-def threshold_at(operating_points: Sequence[Mapping[str, Any]], far: float) -> float:
-    """Returns the threshold of a false accept rate.
+def threshold_at(record: Mapping[str, Any], far: float) -> float:
+    """Returns the threshold of a false accept rate, a cosine similarity.
 
     Args:
-        operating_points: fields of `OperatingPoint`, of a record.
-        far: one of their rates.
+        record: of a verification, such as `verification.json`: `operating_points` has a `far` and a `threshold` each.
+        far: one of these rates.
 
     Raises:
-        UserError: if it is none of them.
+        UserError: if it was not measured.
     """
-    for point in operating_points:
+    points = record["operating_points"]
+    for point in points:
         if math.isclose(point["far"], far):
             return point["threshold"]
-    measured = ", ".join(f"{point['far']:g}" for point in operating_points) or "none"
+    measured = ", ".join(f"{point['far']:g}" for point in points) or "none"
     raise UserError(f"no threshold was measured for a false accept rate of {far:g}; measured: {measured}.")
 
 

@@ -13,18 +13,20 @@ NAME = "verification.json"
 Measured = dict[str, Any]  # as JSON
 
 
-def record(verification: Verification, identification: Identification) -> Measured:
+def record(verification: Verification, identification: Identification | None) -> Measured:
     """Returns what was measured as JSON: the fields of both, without the curve. Rates are from 0 to 1.
 
     Args:
         verification: of the images.
-        identification: of the same images.
+        identification: of the same images. None: their classes are too few for it.
     """
     fields = verification._asdict()
     del fields["curve"]
     fields["operating_points"] = [point._asdict() for point in verification.operating_points]
     fields["pairs"] = {"genuine": fields.pop("genuine_pairs"), "impostor": fields.pop("impostor_pairs")}
     fields["too_few"] = _needed(verification.too_few)
+    if identification is None:
+        return fields | {"identification": None}
     points = [point._asdict() for point in identification.points]
     open_set = identification._asdict() | {"points": points, "too_few": _needed(identification.too_few)}
     return fields | {"identification": open_set}

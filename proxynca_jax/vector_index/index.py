@@ -164,7 +164,7 @@ class Index:
         if "operating_points" not in self.about:
             raise UserError(f"{address} has no thresholds. {make}")
         try:
-            return threshold_at(self.about["operating_points"], max_far)
+            return threshold_at(self.about, max_far)
         except UserError as error:
             raise UserError(f"{address}: {error} Choose one of these, or evaluate more images. {make}") from error
 
