@@ -72,9 +72,17 @@ class Soak:
         """Megabytes and files of the run, of the caches and of temporary files."""
         cells = []
         for folder in (run, self.folder / "home", self.folder / "temporary"):
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            cells.append(f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {len(files)} files")
+            sizes = [size for path in folder.rglob("*") if (size := size_of(path)) is not None]
+            cells.append(f"{sum(sizes) / 1e6:.1f} MB, {len(sizes)} files")
         return cells
+
+
+def size_of(path: pathlib.Path) -> int | None:
+    """Bytes of a file. None: it is a folder, or has just been deleted."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        return None
 
 
 def records(run: pathlib.Path) -> list[dict[str, float]]:

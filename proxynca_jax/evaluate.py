@@ -3,12 +3,14 @@
     python -m proxynca_jax.evaluate --run runs/cars [--checkpoint latest] [--baselines]
     python -m proxynca_jax.evaluate --embeddings test.parquet
     python -m proxynca_jax.evaluate --embeddings queries.npz --gallery gallery.npz --recall_at 1 10 100 --no-nmi
+    python -m proxynca_jax.evaluate --run runs/cars --verification [--roc roc.png]
 
 A run is scored on its evaluation classes. The network, the images, the settings and the seeds are those of training,
 and so are the numbers. `--baselines` adds what training did not make: raw pixels, and the network that the run started
 from. Files are .npz (arrays `embeddings` and `labels`) or Parquet (columns `embedding` and `label`), with labels that
 are integers or strings. Each image searches the other images or, if there is a gallery, the gallery. NMI clusters the
-queries alone.
+queries alone. `--verification` measures thresholds: above which similarity are two images of one class? Those of a run
+are in its folder from then on, as `verification.json`, and an index takes them from there.
 """
 
 from proxynca_jax.machine.signals import start_command
@@ -18,6 +20,7 @@ if __name__ == "__main__":
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -29,10 +32,15 @@ from proxynca_jax.machine.arguments import NO_GRAPHS, integer, path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.output import print_line
 from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.metrics.identification import identify
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
+from proxynca_jax.metrics.verification import verify
 from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
+from proxynca_jax.report.verification_card import draw_roc, identification_card, verification_card
+from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.runs.digests import digest
 from proxynca_jax.runs.embedding_files import read_about, read_embeddings
 from proxynca_jax.runs.image_list import evaluation_of_run
 from proxynca_jax.scores import describe_scores, score, score_at_r
@@ -66,6 +74,9 @@ def _score_run(options: argparse.Namespace) -> None:
     queries, *others = [(embed(network, split, config), split.labels) for split in evaluation.splits()]
     title, precision = f"{options.run}  {kind} checkpoint, step {step}", computed_in(config.model.compute_dtype)
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
+    if options.verification:
+        about = {"step": step, "checkpoint": kind, "weights": digest(network.variables)}
+        _verify(queries, others[0] if others else None, config, options, about)
     if options.baselines:
         rows = baselines(network, config, evaluation, distance=options.distance, graphs=graphs)
         print_line(f"\n{describe_baselines(rows)}")
@@ -78,6 +89,42 @@ def _score_files(options: argparse.Namespace) -> None:
     title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
     precision = read_about(options.embeddings).get("compute_dtype")
     _print_scores(title, queries, gallery, config, options, precision=precision)
+    if options.verification:
+        _verify(queries, gallery, config, options, {"embeddings": str(options.embeddings)})
+
+
+def _verify(
+    queries: Queries,
+    gallery: LabelledVectors | None,
+    config: TrainConfig,
+    options: argparse.Namespace,
+    about: dict[str, Any],
+) -> None:
+    """Measures and prints thresholds. Writes them into the run's folder, and the files that were asked for."""
+    verification = verify(*queries, gallery=gallery, seed=config.seed)
+    print(f"\n{verification_card(verification)}", flush=True)
+    identification = None
+    try:
+        identification = identify(*queries, gallery=gallery, seed=config.seed)
+        print(f"\n{identification_card(identification)}", flush=True)
+    except UserError as error:  # thresholds need fewer classes
+        print()
+        print_line(f"{'open set':<12}not measured: {error}")
+    protocol = {
+        "similarity": "cosine",
+        "pairs": "queries x queries, each pair once" if gallery is None else "queries x gallery",
+        "images": len(queries[1]),
+        "gallery_images": None if gallery is None else len(gallery[1]),
+        "intervals": "95 %, vertex bootstrap over classes",
+        "seed": config.seed,
+    }
+    measured = about | {"protocol": protocol} | verification_file.record(verification, identification)
+    for file in (options.run and options.run / verification_file.NAME, options.record):
+        if file:
+            verification_file.write(file, measured)
+            print_line(f"thresholds are in {file}")
+    if options.roc:  # last, because a picture is the least loss
+        draw_roc(verification, options.roc)
 
 
 def _print_scores(
@@ -133,6 +180,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--gallery", type=path, metavar="FILE", help="with --embeddings: what to search in")
     parser.add_argument("--distance", choices=DISTANCES, default="cosine", help="of neighbours (default: cosine)")
+    parser.add_argument("--verification", action="store_true", help="measure thresholds: when are two images the same?")
+    parser.add_argument("--record", type=path, metavar="FILE.json", help="with --verification: write it as JSON")
+    parser.add_argument("--roc", type=path, metavar="FILE.png", help="with --verification: draw the ROC curve")
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     settings = parser.add_argument_group("settings", "by default those of the run, or of training")
     settings.add_argument("--recall_at", type=integer(COUNT), nargs="+", metavar="K", help="the K of Recall@K")
@@ -140,11 +190,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     settings.add_argument("--nmi_average", choices=NMI_AVERAGES, help="the mean of the entropies")
     settings.add_argument("--kmeans", choices=KMEANS, help="whose k-means, for NMI")
     settings.add_argument("--kmeans_restarts", type=integer(COUNT), metavar="N", help="k-means runs for NMI")
-    settings.add_argument("--seed", type=integer(SEEDS), help="of k-means")
+    settings.add_argument("--seed", type=integer(SEEDS), help="of k-means, and of the draws of --verification")
     options = parser.parse_args(arguments)
-    for option, needed in (("checkpoint", "run"), ("baselines", "run"), ("gallery", "embeddings")):
+    for option, needed in (
+        ("checkpoint", "run"),
+        ("baselines", "run"),
+        ("gallery", "embeddings"),
+        ("record", "verification"),
+        ("roc", "verification"),
+    ):
         if getattr(options, option) and not getattr(options, needed):
             parser.error(f"--{option} goes with --{needed}")
+    for option, suffix in (("record", ".json"), ("roc", ".png")):
+        if (file := getattr(options, option)) and file.suffix.lower() != suffix:
+            parser.error(f"--{option} is {str(file)!r}; it must end in {suffix}")
     return options
 
 

@@ -2,8 +2,10 @@
 
     python -m proxynca_jax.search query.jpg --index photos.lance -k 10
     python -m proxynca_jax.search query.jpg --index photos.lance --where "label = 'x'" --picture found.png
+    python -m proxynca_jax.search query.jpg --index photos.lance --max_far 1e-3
 
 Prints the score, the path and the label of each. The score is the cosine similarity of the vectors, at most 1.
+With --max_far, only images that are similar enough for this false accept rate are found, or none.
 With --json, prints an array with an object for each photograph.
 """
 
@@ -39,32 +41,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--index", required=True, metavar="ADDRESS", help="a folder, s3://…, or postgresql://…")
     parser.add_argument("-k", type=integer(COUNT), default=10, help="how many to find for each (default: 10)")
     parser.add_argument("--where", metavar="SQL", help="search only some rows, such as \"label = 'x'\"")
+    parser.add_argument("--max_far", type=float, metavar="RATE", help="find only the same, at this false accept rate")
     parser.add_argument("--picture", type=path, metavar="FILE", help="draw what was found: .png")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         if options.picture and options.picture.suffix.lower() != ".png":
             raise UserError(f"--picture is {str(options.picture)!r}; it must end in .png.")
-        found = Index.open(options.index).search(options.photographs, options.k, where=options.where)
+        index = Index.open(options.index)
+        threshold = None if options.max_far is None else index.threshold(options.max_far)
+        found = index.search(options.photographs, options.k, where=options.where, max_far=options.max_far)
         if options.picture:
             replace_file(options.picture, contact_sheet(options.photographs, found))
         if options.json:
-            print(json.dumps(_objects(options.photographs, found), indent=2))
+            print(json.dumps(_objects(options.photographs, found, threshold), indent=2))
         else:
-            _print(options.photographs, found)
+            _print(options.photographs, found, threshold)
 
 
-def _print(photographs: list[pathlib.Path], found: list[list[Match]]) -> None:
+def _print(photographs: list[pathlib.Path], found: list[list[Match]], threshold: float | None) -> None:
     for photograph, matches in zip(photographs, found, strict=True):
         if len(photographs) > 1:
             print_line(str(photograph))
         for match in matches:
             print_line(f"{match.score:.4f}  {match.path}  {match.label}".rstrip())
+        if threshold is not None and not matches:
+            print_line(f"None of these is the same: no image has a similarity of {threshold:.4f} or more.")
 
 
-def _objects(photographs: list[pathlib.Path], found: list[list[Match]]) -> list[dict[str, object]]:
+def _objects(
+    photographs: list[pathlib.Path], found: list[list[Match]], threshold: float | None
+) -> list[dict[str, object]]:
+    limit = {} if threshold is None else {"threshold": threshold}
     return [
-        {"query": str(photograph), "matches": [match._asdict() for match in matches]}
+        {"query": str(photograph), **limit, "matches": [match._asdict() for match in matches]}
         for photograph, matches in zip(photographs, found, strict=True)
     ]
 

@@ -1,5 +1,6 @@
 """Scores of files that anyone wrote, against a set scored by hand, and what is refused."""
 
+import json
 import pathlib
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from proxynca_jax import evaluate
 from proxynca_jax.config import TrainConfig
@@ -106,6 +108,40 @@ def test_any_list_of_numbers_is_read(kind, tmp_path, capsys):
     assert scores == {"R@1": 100, "MAP@R": 100, "R-precision": 100}
 
 
+def test_verification_of_a_file(tmp_path, capsys):
+    """All six images: four pairs of one class, of which the ants' are 10, 40 and 50 degrees wide, the bees' 58."""
+    options = ["--embeddings", write(tmp_path / "file.npz"), "--no-nmi", "--verification"]
+    _, output = card(capsys, *options, "--record", tmp_path / "record.json", "--roc", tmp_path / "roc.png")
+    measured = json.loads((tmp_path / "record.json").read_text())
+    assert measured["pairs"] == {"genuine": 4, "impostor": 11}
+    assert measured["operating_points"] == []
+    assert re.search(
+        r"^TAR@1e-1 +not measured: it needs 100 pairs of two classes, and there are 11$", output, re.MULTILINE
+    )
+    # Those of two classes that are at most 52 degrees wide: 4, 6, 12, 46 and 52.
+    assert measured["eer"] == pytest.approx((4 / 11 + 1 / 4) / 2)
+    assert np.cos(np.radians(52)) < measured["eer_threshold"] < np.cos(np.radians(50)) + 1e-6
+    assert re.search(r"^EER +30\.68 %  threshold 0\.\d{4} \[", output, re.MULTILINE)
+    with Image.open(tmp_path / "roc.png") as picture:
+        assert picture.size == (1040, 840)
+
+
+def test_thresholds_of_one_class_in_a_gallery_need_no_open_set(tmp_path, capsys):
+    queries = write(tmp_path / "queries.npz", labels=["ant"] * 6)
+    options = ["--embeddings", queries, "--gallery", write(tmp_path / "gallery.npz"), "--no-nmi", "--verification"]
+    _, output = card(capsys, *options, "--record", tmp_path / "record.json")
+    assert re.search("^open set +not measured: Of 1 classes, 1 have an image to enrol", output, re.MULTILINE)
+    measured = json.loads((tmp_path / "record.json").read_text())
+    assert measured["identification"] is None
+    assert sum(measured["pairs"].values()) == 36
+
+
+def test_verification_needs_two_classes(tmp_path, capsys):
+    path = write(tmp_path / "file.npz", labels=["ant"] * 6)
+    assert "have no pairs of two classes" in refusal("--embeddings", path, "--no-nmi", "--verification")
+    assert "R@1" in capsys.readouterr().out  # what was computed is printed
+
+
 WITH_NAN = np.where(np.arange(6)[:, None] == 4, np.nan, VECTORS)
 FAULTS = {
     "a row that is not finite": ({"vectors": WITH_NAN}, "Row 4 of the 6"),
@@ -163,6 +199,8 @@ def test_what_does_not_go_together(tmp_path, capsys):
         (["--run", "x", "--gallery", "y"], "--gallery goes with --embeddings"),
         (["--embeddings", "x", "--checkpoint", "best"], "--checkpoint goes with --run"),
         (["--embeddings", "x", "--recall_at", "0"], "0 is not from 1"),
+        (["--embeddings", "x", "--roc", "roc.png"], "--roc goes with --verification"),
+        (["--embeddings", "x", "--verification", "--roc", "roc.pdf"], "it must end in .png"),
     ):
         with pytest.raises(SystemExit, match="2"):
             evaluate.main(options)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 
-from proxynca_jax import embed, evaluate, job, train
+from proxynca_jax import Embedder, embed, evaluate, job, train
 from proxynca_jax.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 from proxynca_jax.data import evaluation_images, transforms
 from proxynca_jax.data.datasets import DATASETS, DataSetSource, load_dataset
@@ -18,6 +18,7 @@ from proxynca_jax.data.datasets.class_folders import read_class_folders
 from proxynca_jax.data.evaluation_images import CACHE, DEVICE, HOST, NOWHERE, choose_place
 from proxynca_jax.data.split import DataSet, Evaluation
 from proxynca_jax.data.transforms import decode
+from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.embedding_files import read_embeddings
 
 QUERIES, GALLERY = 2 * 5, 3 * 7  # images; one class of the gallery has no query
@@ -74,6 +75,21 @@ def scores(run: pathlib.Path) -> list[tuple[float, ...]]:
 def test_the_log_counts_queries_and_gallery(run):
     first = (run / "log.txt").read_text().splitlines()[0]
     assert "training 24 images of 4 classes, queries 10 images of 2 classes, gallery 21 images of 3 classes;" in first
+
+
+def test_verification_writes_the_thresholds_of_the_runs_network(run, tmp_path, capsys):
+    nowhere = tmp_path / "no folder" / "roc.png"
+    with pytest.raises(SystemExit, match=r"cannot write .*roc\.png"):
+        evaluate.main(["--run", str(run), "--no-nmi", "--verification", "--roc", str(nowhere)])
+    path = run / verification_file.NAME
+    assert f"thresholds are in {path}\n" in capsys.readouterr().out  # they are not lost with the picture
+    measured = json.loads(path.read_text())
+    pairs = sum(measured["pairs"].values())
+    assert (pairs, measured["protocol"]["pairs"]) == (QUERIES * GALLERY, "queries x gallery")
+    points = verification_file.operating_points(run, Embedder.load(run).about["weights"])
+    assert points == measured["operating_points"]
+    assert [point["far"] for point in points or []] == [0.1]
+    assert verification_file.operating_points(run, "of other weights") is None
 
 
 def test_files_score_as_the_run_does(run, tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import trees
 from PIL import Image
+from written_runs import write_tiny_run
 
 from proxynca_jax import Embedder, Index, index, search
 from proxynca_jax.config import ModelConfig
@@ -23,6 +24,7 @@ from proxynca_jax.machine import arguments
 from proxynca_jax.machine.signals import Interrupted
 from proxynca_jax.models.network import init_network
 from proxynca_jax.report.contact_sheet import GAP, LINE, TILE
+from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import engine as engines
 from proxynca_jax.vector_index import open_engine, update
@@ -311,6 +313,37 @@ def test_the_commands(photographs, networks, tmp_path, capsys):
     objects = json.loads(capsys.readouterr().out)
     expected = {"path": str(query), "label": "", "score": pytest.approx(1, abs=1e-6)}
     assert objects == [{"query": str(query), "matches": [expected]}] * 2
+
+
+def test_an_index_takes_the_thresholds_of_its_run(photographs, tmp_path, capsys):
+    run, address = write_tiny_run(tmp_path / "run"), tmp_path / "i.lance"
+    paths = images(photographs)
+    index = Index.open(address, run)
+    index.add(photographs)
+    with pytest.raises(UserError, match=rf"i\.lance has no thresholds\. .*evaluate --run {run} --verification"):
+        index.search(paths[:1], max_far=0.01)
+    least = sorted(match.score for match in index.search(paths[:1], k=100)[0])[-4]
+    points = [{"far": 0.01, "threshold": least}, {"far": 0.001, "threshold": 2.0}]
+    thresholds = run / verification_file.NAME
+    thresholds.write_text(json.dumps({"weights": "of another step", "operating_points": points}))
+    assert "operating_points" not in Index.open(address, run).about
+    thresholds.write_text(json.dumps({"weights": index.about["weights"], "operating_points": points}))
+    Index.open(address, run).add(photographs)
+    thresholds.unlink()
+    Index.open(address, run).add(photographs)  # keeps them
+    index = Index.open(address)
+    assert [match.score >= least for match in index.search(paths[:1], k=100, max_far=0.01)[0]] == [True] * 4
+    assert index.search(paths[:1], max_far=0.001) == [[]]
+    with pytest.raises(UserError, match=r"false accept rate of 0\.1; measured: 0\.01, 0\.001\. .*--verification"):
+        index.threshold(0.1)
+    words = [str(paths[0]), "--index", str(address), "--max_far", "1e-3"]
+    search.main(words)
+    assert capsys.readouterr().out == "None of these is the same: no image has a similarity of 2.0000 or more.\n"
+    search.main([*words, "--json"])
+    assert json.loads(capsys.readouterr().out) == [{"query": str(paths[0]), "threshold": 2.0, "matches": []}]
+    thresholds.write_text("{")
+    with pytest.raises(UserError, match=rf"verification\.json is damaged: .* evaluate --run {run} --verification"):
+        Index.open(address, run)
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,10 @@ def prepare(
             distance is unknown.
     """
     others, other_labels = (embeddings, labels) if gallery is None else gallery
-    _check(embeddings, labels, "query")
-    _check(others, other_labels, "gallery")
-    names, classes = np.unique(np.concatenate([labels, other_labels]), return_inverse=True)
-    classes, other_classes = np.split(classes.astype(np.int32), [len(labels)])
-    matches = np.bincount(other_classes, minlength=len(names))[classes].astype(np.int32) - (gallery is None)
+    classes, other_classes = _number_classes(embeddings, labels, others, other_labels)
+    matches = np.bincount(other_classes, minlength=classes.max(initial=-1) + 1)[classes].astype(np.int32) - (
+        gallery is None
+    )
     if not np.any(matches > 0):
         raise UserError(
             f"None of the {len(labels)} queries has another image of its class in the gallery of {len(others)} images, "
@@ -62,6 +61,49 @@ def prepare(
     vectors, other_vectors = _to_inner_products(embeddings, others, distance)
     queries = Images(vectors, classes)
     return queries, queries if other_vectors is vectors else Images(other_vectors, other_classes), matches
+
+
+def unit_images(
+    embeddings: Float[np.ndarray, "queries dim"],
+    labels: Int[np.ndarray, " queries"],
+    gallery: LabelledVectors | None,
+) -> tuple[Images, Images]:
+    """Checks queries and gallery and converts them to unit vectors, whose inner products are cosines.
+
+    Args:
+        embeddings: as for `prepare`. A zero vector stays one.
+        labels: as for `prepare`.
+        gallery: as for `prepare`.
+
+    Returns:
+        The queries, and the gallery. They are the same object if there is no gallery.
+
+    Raises:
+        UserError: there are no images, there are more or fewer labels than vectors, or an embedding is not finite.
+    """
+    others, other_labels = (embeddings, labels) if gallery is None else gallery
+    classes, other_classes = _number_classes(embeddings, labels, others, other_labels)
+    if not (len(classes) and len(other_classes)):
+        raise UserError(f"There are {len(classes)} queries and {len(other_classes)} gallery images; pairs need both.")
+    sides = [embeddings] if gallery is None else [embeddings, others]
+    _, exponent = _largest(sides, lambda rows: rows)
+    vectors = [_convert(side, functools.partial(_unit_vectors, exponent=exponent)) for side in sides]
+    queries = Images(vectors[0], classes)
+    return queries, queries if gallery is None else Images(vectors[1], other_classes)
+
+
+def _number_classes(
+    embeddings: Float[np.ndarray, "queries dim"],
+    labels: Int[np.ndarray, " queries_labels"],
+    others: Float[np.ndarray, "gallery dim"],
+    other_labels: Int[np.ndarray, " gallery_labels"],
+) -> tuple[Int32[np.ndarray, " queries_labels"], Int32[np.ndarray, " gallery_labels"]]:
+    """Checks queries and gallery, and numbers their classes from 0."""
+    _check(embeddings, labels, "query")
+    _check(others, other_labels, "gallery")
+    _, classes = np.unique(np.concatenate([labels, other_labels]), return_inverse=True)
+    classes, other_classes = np.split(classes.astype(np.int32), [len(labels)])
+    return classes, other_classes
 
 
 def _check(embeddings: Float[np.ndarray, "rows dim"], labels: Int[np.ndarray, " labels"], role: str):

@@ -1,6 +1,7 @@
 """The index as Python and the commands use it: opened by its address, with the network that made its vectors."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from proxynca_jax.data.given_images import GivenImage
 from proxynca_jax.embedder import Embedder
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.interrupt import never
+from proxynca_jax.metrics.verification import threshold_at
+from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import is_folder, open_engine
 from proxynca_jax.vector_index.engine import About, Engine, Match, check_width, columns, differences
@@ -50,7 +53,7 @@ class Index:
         Args:
             address: a folder, a URI of object storage such as `s3://bucket/photos.lance`, or `postgresql://…`.
             model: makes the vectors, as for `Embedder.load`. None: the network that the index was made with. A new
-                index needs one.
+                index needs one. The index takes the thresholds of a run, which `evaluate --verification` measures.
             checkpoint: of a run: "best" or "latest".
             rebuild: if the index was made with another network, let the next `add` embed all its images again.
                 Until then, searches find the old vectors.
@@ -74,6 +77,11 @@ class Index:
                 "Vectors of two networks cannot be compared. Use the network of the index, choose another address, or "
                 "add --rebuild to embed its images again."
             )
+        points = verification_file.operating_points(Path(model).expanduser(), about["weights"])
+        if points is None and described and not faults:  # those of before are of the same network
+            points = described[0].get("operating_points")
+        if points is not None:
+            about["operating_points"] = points
         return cls(engine, about, embedder, rebuild=bool(faults))
 
     def __len__(self) -> int:
@@ -139,8 +147,35 @@ class Index:
             self._rebuild = False
         return changes
 
+    def threshold(self, max_far: float) -> float:
+        """Returns the cosine similarity from which on two images count as the same.
+
+        Args:
+            max_far: the share of pairs of two classes that are taken for the same, one of the measured ones.
+
+        Raises:
+            UserError: if the index has no threshold for it.
+        """
+        model, address = self.about.get("model"), self._engine.address
+        make = (
+            f"Measure thresholds with proxynca evaluate --run {model} --verification, then update the index: "
+            f"proxynca index FOLDER -o {address} --model {model}"
+        )
+        if "operating_points" not in self.about:
+            raise UserError(f"{address} has no thresholds. {make}")
+        try:
+            return threshold_at(self.about, max_far)
+        except UserError as error:
+            raise UserError(f"{address}: {error} Choose one of these, or evaluate more images. {make}") from error
+
     def search(
-        self, images: Iterable[GivenImage], k: int = 10, *, where: str | None = None, exact: bool = True
+        self,
+        images: Iterable[GivenImage],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        exact: bool = True,
+        max_far: float | None = None,
     ) -> list[list[Match]]:
         """Finds the images that are most similar to each query.
 
@@ -149,13 +184,16 @@ class Index:
             k: how many to find; there are fewer if the index has fewer.
             where: a condition in SQL on path, label, size, modified_ns and digest, such as `label = 'cat'`.
             exact: compare all. Otherwise the approximate index is used if there is one.
+            max_far: find only images that are similar enough for this false accept rate, as in `threshold`.
 
         Returns:
             For each query its matches, the most similar first.
 
         Raises:
-            UserError: for what is not an image, or a condition that is no SQL.
+            UserError: for what is not an image, a condition that is no SQL, or a rate without a threshold.
         """
+        least = -math.inf if max_far is None else self.threshold(max_far)
         vectors = self.embedder.embed(images)
         check_width(self._engine.address, self.about, vectors)
-        return self._engine.search(vectors, k, where, exact=exact)
+        found = self._engine.search(vectors, k, where, exact=exact)
+        return [[match for match in matches if match.score >= least] for matches in found]
