@@ -125,3 +125,11 @@ def check_width(address: str, about: About, vectors: Float32[np.ndarray, "querie
             f"the query has {vectors.shape[1]} dimensions and {address} has {about['dimensions']}. Embed it with the "
             f"network of the index, {about.get('model')}."
         )
+
+
+def condition_error(where: str | None, said: str) -> UserError:
+    """Returns the error for a condition that a database does not take. `said` is the database's message."""
+    first, *_ = said.splitlines()
+    return UserError(
+        f"the condition {where!r} cannot be used: {first} It is SQL on the columns {', '.join(FILE_COLUMNS)}."
+    )

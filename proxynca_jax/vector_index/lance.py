@@ -17,16 +17,21 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
+from lancedb.index import BTree
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.vector_index.engine import FILE_COLUMNS, About, Match, schema, table_name, text
+from proxynca_jax.vector_index.engine import About, Match, condition_error, schema, table_name, text
 
 ABOUT = "about"
 # Versions that a search in another process may be reading.
 KEPT_VERSIONS = datetime.timedelta(minutes=10)
 PATHS_PER_CONDITION = 1000
-# Calls of `add` between two compactions. Each leaves a small file, and a search opens all of them.
+# Calls of `add` between two compactions. Each leaves a small file, and a search opens all of them. A compaction writes
+# the table again, so a large one is compacted after it has grown by an eighth.
 ADDS_PER_COMPACTION = 64
+ROWS_PER_EXTRA_ADD = 8 * 1024
+# From here on, `add` finds rows of the same paths faster by an index than by reading all paths.
+ROWS_WITH_INDEX_OF_PATHS = 100_000
 
 
 class LanceEngine:
@@ -49,7 +54,7 @@ class LanceEngine:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot open the index {address}: {error}") from error
         self._table: Any = None
-        self._adds = 0
+        self._adds_until_compaction = ADDS_PER_COMPACTION
         if (described := self._about()) is not None:
             self._table = self._open(table_name(described))
 
@@ -88,12 +93,19 @@ class LanceEngine:
 
     def add(self, rows: pa.Table) -> None:
         self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-        self._adds += 1
-        if self._adds % ADDS_PER_COMPACTION == 0:
+        self._adds_until_compaction -= 1
+        if self._adds_until_compaction == 0:
             self._compact()
 
     def _compact(self) -> None:
+        rows = self._table.count_rows()
+        if rows >= ROWS_WITH_INDEX_OF_PATHS and not self._has_index("path"):
+            self._table.create_index("path", config=BTree())
         self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
+        self._adds_until_compaction = max(ADDS_PER_COMPACTION, rows // ROWS_PER_EXTRA_ADD)
+
+    def _has_index(self, column: str) -> bool:
+        return any(index.columns == [column] for index in self._table.list_indices())
 
     def remove(self, paths: Sequence[str]) -> None:
         for start in range(0, len(paths), PATHS_PER_CONDITION):
@@ -109,7 +121,7 @@ class LanceEngine:
         try:
             found = query.select(["path", "label", "_distance"]).to_arrow()
         except (RuntimeError, ValueError) as error:
-            raise UserError(_say(where, error)) from error
+            raise condition_error(where, str(error)) from error
         matches: list[list[Match]] = [[] for _ in vectors]
         numbers = found["query_index"].to_pylist() if "query_index" in found.column_names else [0] * len(found)
         columns = (found[name].to_pylist() for name in ("_distance", "path", "label"))
@@ -122,9 +134,4 @@ class LanceEngine:
         try:
             yield from (query.where(where) if where else query).to_batches()
         except (RuntimeError, ValueError) as error:
-            raise UserError(_say(where, error)) from error
-
-
-def _say(where: str | None, error: Exception) -> str:
-    first, *_ = str(error).splitlines()
-    return f"the condition {where!r} cannot be used: {first} It is SQL on the columns {', '.join(FILE_COLUMNS)}."
+            raise condition_error(where, str(error)) from error
