@@ -7,7 +7,7 @@ compared. While an index is rebuilt for another network, searches see the old ro
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ class Match(NamedTuple):
     label: str
 
 
+@runtime_checkable  # for the checks of types in tests
 class Engine(Protocol):
     """A vector database that holds an index. `open_engine` opens one by its address."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 
 import psycopg
@@ -36,7 +37,12 @@ class Database:
         check_password(address)
         self._address, self.address = address, masked(address)
         self._lock = threading.Lock()  # a connection has one transaction at a time
-        self._connection = self.connect()
+        self._connection = self._keep()
+
+    def _keep(self) -> Connection:
+        connection = self.connect()
+        weakref.finalize(self, connection.close)  # nobody closes an index
+        return connection
 
     def connect(self) -> Connection:
         """Opens a connection of the caller's own, which reads and writes vectors as NumPy arrays if it can.
@@ -84,7 +90,7 @@ class Database:
             self._connection.execute("SELECT 1")
         except psycopg.OperationalError:
             self._connection.close()
-            self._connection = self.connect()
+            self._connection = self._keep()
         return self._connection
 
 
