@@ -34,7 +34,7 @@ class Match(NamedTuple):
     label: str
 
 
-@runtime_checkable  # for the checks of types in tests
+@runtime_checkable
 class Engine(Protocol):
     """A vector database that holds an index. `open_engine` opens one by its address."""
 

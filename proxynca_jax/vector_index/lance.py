@@ -55,22 +55,27 @@ class LanceEngine:
             raise UserError(f"cannot open the index {address}: {error}") from error
         self._table: Any = None
         self._adds_until_compaction = ADDS_PER_COMPACTION
-        if (described := self._about()) is not None:
-            self._table = self._open(table_name(described))
+        if (about := self._about()) is not None:
+            self._table = self._open(table_name(about))
 
     def _about(self) -> About | None:
-        if ABOUT not in self._names:
-            return None
+        table = self._open(ABOUT) if ABOUT in self._names else None
         try:
-            return json.loads(self._database.open_table(ABOUT).to_arrow()["about"][0].as_py())
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{self.address} is damaged: {error}. Delete it and index the images again.") from error
+            return None if table is None else json.loads(table.to_arrow()["about"][0].as_py())
+        except (OSError, RuntimeError, ValueError, LookupError) as error:
+            raise self._damaged(error) from error
 
     def _open(self, name: str) -> Any:
+        """Opens a table. None: there is only the folder of one that another process makes, or was killed making."""
         try:
             return self._database.open_table(name)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self.address} is damaged: {error}. Delete it and index the images again.") from error
+            if str(error) == f"Table '{name}' was not found":
+                return None
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.address} is damaged: {error}. Delete it and index the images again.")
 
     def describe(self) -> tuple[About, int] | None:
         about = self._about()
@@ -78,10 +83,10 @@ class LanceEngine:
 
     def begin(self, about: About) -> None:
         name = table_name(about)
-        if name not in self._names:
-            self._database.create_table(name, schema=schema(about["dimensions"]))
-            self._names.add(name)
         self._table = self._open(name)
+        if self._table is None:
+            self._table = self._database.create_table(name, schema=schema(about["dimensions"]))
+            self._names.add(name)
 
     def publish(self, about: About) -> None:
         rows = pa.table({"about": [json.dumps(about)]})
