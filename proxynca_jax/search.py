@@ -39,13 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--index", required=True, metavar="ADDRESS", help="a folder, s3://…, or postgresql://…")
     parser.add_argument("-k", type=integer(COUNT), default=10, help="how many to find for each (default: 10)")
     parser.add_argument("--where", metavar="SQL", help="search only some rows, such as \"label = 'x'\"")
+    parser.add_argument("--approximate", action="store_true", help="use the approximate index; it misses some")
     parser.add_argument("--picture", type=path, metavar="FILE", help="draw what was found: .png")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         if options.picture and options.picture.suffix.lower() != ".png":
             raise UserError(f"--picture is {str(options.picture)!r}; it must end in .png.")
-        found = Index.open(options.index).search(options.photographs, options.k, where=options.where)
+        index, exact = Index.open(options.index), not options.approximate
+        found = index.search(options.photographs, options.k, where=options.where, exact=exact)
         if options.picture:
             replace_file(options.picture, contact_sheet(options.photographs, found))
         if options.json:

@@ -1,12 +1,12 @@
 """Both engines of the index do the same: the same tests for LanceDB and for PostgreSQL, on a real server."""
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.vector_index import open_engine
+from proxynca_jax.vector_index import approximate, open_engine
 from proxynca_jax.vector_index.address import masked
 from proxynca_jax.vector_index.engine import FILE_COLUMNS, below, columns, schema, text
 
@@ -88,8 +88,10 @@ def test_what_is_added_is_read_bit_for_bit(engine, address):
     paths = [f"/photos/{name}.jpg" for name in STRANGE]
     vectors = unit(len(paths))
     engine.add(table(paths, vectors, labels=STRANGE))
-    found = {path: (label, np.array(vector, np.float32)) for path, label, vector in columns(
-        open_engine(address), ("path", "label", "vector"))}
+    found = {
+        path: (label, np.array(vector, np.float32))
+        for path, label, vector in columns(open_engine(address), ("path", "label", "vector"))
+    }
     assert found.keys() == set(paths)
     for path, name, vector in zip(paths, STRANGE, vectors, strict=True):
         assert found[path][0] == name
@@ -133,15 +135,54 @@ def test_search_is_exact(engine):
     assert engine.search(queries, 5, "label = 'none'") == [[], [], []]
 
 
-@pytest.mark.parametrize("where", [
-    "labl = 'x'", "label = 'x", "1 = 1); DROP TABLE images; --", "1 = 1); COMMIT; CREATE TABLE hacked (n int); --", "%",
-])  # fmt: skip
+@pytest.mark.parametrize("where", ["labl = 'x'", "label = 'x", "label = '' path = 'x'", "%"])
 def test_a_condition_that_is_no_sql_is_said(engine, where):
     engine.add(table(["/a"], unit(1)))
     for use in (lambda: engine.search(unit(1), 1, where), lambda: list(engine.read(("path",), where))):
-        with pytest.raises(UserError, match="the condition .* cannot be used: .* It is SQL on the columns path, label"):
+        with pytest.raises(
+            UserError, match=r"the condition .* cannot be used: .* It is SQL on the columns path, label"
+        ):
             use()
     assert len(rows(engine)) == 1, "the engine goes on"
+
+
+def test_an_approximate_index_finds_what_exact_search_finds(engine, monkeypatch):
+    gallery = unit(2000)
+    engine.add(table([f"/{n}" for n in range(2000)], gallery, labels=["even", "odd"] * 1000))
+    engine.remove(["/3", "/4"])
+    assert not engine.is_approximate()
+    monkeypatch.setattr(approximate, "SLOW_SECONDS", 0.0)
+    measured = approximate.build_approximate(engine)
+    assert engine.is_approximate()
+    assert measured.recall > 0.95
+    query = unit(1, seed=1)
+    engine.add(table(["/new"], query))
+    [found] = engine.search(query, 10, "label <> 'odd'", exact=False)
+    [exact] = engine.search(query, 10, "label <> 'odd'")
+    assert found[0].path == "/new"
+    assert len({match.path for match in found} & {match.path for match in exact}) >= 9
+
+
+def test_an_approximate_index_is_refused_where_exact_search_is_fast(engine):
+    engine.add(table(["/a", "/b"], unit(2)))
+    with pytest.raises(UserError, match=r"one exact search takes .* ms here, and it pays from 100 ms on"):
+        approximate.build_approximate(engine)
+    assert not engine.is_approximate()
+
+
+def test_exact_search_reads_all_rows(database):
+    """Although there is an approximate index: pgvector would use it for the same query."""
+    engine = open_engine(database)
+    engine.begin(ABOUT)
+    engine.publish(ABOUT)
+    engine.add(table([f"/{n:05d}" for n in range(20_000)], unit(20_000)))
+    engine.approximate()
+    queries = unit(20, seed=1)
+    found = open_engine(f"{database}%20-cenable_seqscan%3Doff").search(queries, 200, None)
+    gallery = unit(20_000)
+    for query, matches in zip(queries, found, strict=True):
+        nearest = np.argsort(-(gallery @ query))[:200]
+        assert {match.path for match in matches} == {f"/{n:05d}" for n in nearest}
 
 
 def test_a_rebuild_is_seen_when_it_is_published(engine, address):
@@ -224,7 +265,7 @@ def test_a_writer_killed_in_the_middle_adds_all_or_none(engine, address):
             print("adding", flush=True)
             engine.add(part)
     """)
-    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=os.path.dirname(__file__))
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parent)
     writer.stdout.readline()
     writer.stdout.readline()  # the first is in, the second began
     try:
@@ -240,6 +281,21 @@ def test_a_writer_killed_in_the_middle_adds_all_or_none(engine, address):
     engine.begin(ABOUT)
     engine.add(table(["/2"], unit(1)))
     assert len(rows(engine)) == found + 1
+
+
+def test_a_condition_is_one_condition(database):
+    """LanceDB reads no further than the first; it has nothing else that could do harm."""
+    engine = open_engine(database)
+    engine.begin(ABOUT)
+    for where in (
+        "1 = 1); DROP TABLE images; --",
+        "1 = 1); COMMIT; CREATE TABLE hacked (n int); --",
+        "1=1) UNION (SELECT 1",
+    ):
+        with pytest.raises(UserError, match="cannot be used"):
+            engine.search(unit(1), 1, where)
+        with pytest.raises(UserError, match="cannot be used"):
+            list(engine.read(("path",), where))
 
 
 def test_a_lost_connection_is_opened_again(database, server):
@@ -287,19 +343,20 @@ def test_a_wrong_password_is_said(server, tmp_path):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
+
         def answer():
             connection, _ = listening.accept()
             with connection:
                 connection.recv(8)
                 connection.sendall(b"N")  # no TLS
                 connection.recv(1000)
-                fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"u\"\0\0"
+                fields = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "u"\0\0'
                 connection.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
 
         answering = threading.Thread(target=answer)
         answering.start()
         port = listening.getsockname()[1]
-        with pytest.raises(UserError, match="password authentication failed.* Correct the password") as caught:
+        with pytest.raises(UserError, match=r"password authentication failed.* Correct the password") as caught:
             open_engine(f"postgresql://u:geheim@127.0.0.1:{port}/x?gssencmode=disable")
         answering.join()
     assert "geheim" not in str(caught.value)
@@ -314,7 +371,7 @@ def test_a_database_without_pgvector_is_said(server):
     assert bare != server
     engine = open_engine(bare)
     assert engine.describe() is None
-    with pytest.raises(UserError, match="may not add pgvector.* CREATE EXTENSION vector"):
+    with pytest.raises(UserError, match=r"may not add pgvector.* CREATE EXTENSION vector"):
         engine.begin(ABOUT)
 
 

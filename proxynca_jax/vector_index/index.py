@@ -11,6 +11,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import is_folder, open_engine
+from proxynca_jax.vector_index.approximate import Measured, build_approximate
 from proxynca_jax.vector_index.engine import About, Engine, Match, check_width, columns, differences
 from proxynca_jax.vector_index.update import Changes, embed_again, list_files, update
 
@@ -59,6 +60,7 @@ class Index:
             UserError: if there is no index and no model, or if the index was made with another network.
         """
         engine = open_engine(os.fspath(address))
+        address = engine.address  # without a password
         described = engine.describe()
         if model is None:
             if described is None:
@@ -75,6 +77,11 @@ class Index:
                 "add --rebuild to embed its images again."
             )
         return cls(engine, about, embedder, rebuild=bool(faults))
+
+    @property
+    def address(self) -> str:
+        """Where the index is, without a password."""
+        return self._engine.address
 
     def __len__(self) -> int:
         """The number of images that searches see."""
@@ -130,6 +137,14 @@ class Index:
             self._rebuild = False
         return changes
 
+    def approximate(self) -> Measured:
+        """Builds an approximate index of the vectors for `search(..., exact=False)`, and measures it.
+
+        Raises:
+            UserError: if exact search is fast enough.
+        """
+        return build_approximate(self._engine)
+
     def search(
         self, images: Iterable[GivenImage], k: int = 10, *, where: str | None = None, exact: bool = True
     ) -> list[list[Match]]:
@@ -139,14 +154,19 @@ class Index:
             images: the queries, as for `Embedder.embed`.
             k: how many to find; there are fewer if the index has fewer.
             where: a condition in SQL on path, label, size, modified_ns and digest, such as `label = 'cat'`.
-            exact: compare all. Otherwise the approximate index is used if there is one.
+            exact: compare all. Otherwise use the approximate index.
 
         Returns:
             For each query its matches, the most similar first.
 
         Raises:
-            UserError: for what is not an image, or a condition that is no SQL.
+            UserError: for what is not an image, a condition that is no SQL, or if there is no approximate index.
         """
+        if not exact and not self._engine.is_approximate():
+            raise UserError(
+                f"{self._engine.address} has no approximate index. Build one: proxynca index FOLDER -o "
+                f"{self._engine.address} --approximate"
+            )
         vectors = self.embedder.embed(images)
         check_width(self._engine.address, self.about, vectors)
         return self._engine.search(vectors, k, where, exact=exact)

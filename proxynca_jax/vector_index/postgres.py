@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from psycopg import Connection, sql
 
 from proxynca_jax.errors import UserError
-from proxynca_jax.vector_index.engine import FILE_COLUMNS, About, Match, condition_error, table_name
+from proxynca_jax.vector_index.engine import FILE_COLUMNS, About, Match, condition, condition_error, table_name
 from proxynca_jax.vector_index.postgres_connection import Database, create_extension, one, reason
 
 PREFIX = "proxynca_images"
@@ -28,6 +28,9 @@ ROWS_READ = 4096
 DIMENSIONS_IN_PAGE = 1800
 # What an approximate search compares. The server's default of 40 finds too little, and it takes at most 1,000.
 CANDIDATES, MOST_CANDIDATES = 200, 1000
+VECTORS = "_vectors"  # the index of the vectors
+# Of the server. A larger graph is built ten times as slowly.
+BUILD_MEMORY = "2GB"
 
 
 class PostgresEngine:
@@ -124,11 +127,11 @@ class PostgresEngine:
     ) -> list[list[Match]]:
         query = sql.SQL(
             "SELECT -(vector <#> %(vector)s), path, label FROM {}{} ORDER BY vector <#> %(vector)s LIMIT %(k)s"
-        ).format(self._table, _condition(where))
+        ).format(self._table, _where(where))
         with self._database.transaction() as connection, _explained(where):
             _only_read(connection)
             if exact:  # an index of vectors has no other scan, one of paths has
-                connection.execute("SET LOCAL enable_indexscan = off")
+                connection.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on")
             else:
                 candidates = min(max(CANDIDATES, 2 * k), MOST_CANDIDATES)
                 connection.execute(f"SET LOCAL hnsw.ef_search = {candidates}")
@@ -138,9 +141,21 @@ class PostgresEngine:
                     [Match(*row) for row in cursor.execute(query, {"vector": vector, "k": k})] for vector in vectors
                 ]
 
+    def approximate(self) -> None:
+        # PostgreSQL keeps it up to date by itself.
+        create = "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (vector vector_ip_ops)"
+        with self._database.transaction() as connection:
+            _only_one(connection)
+            connection.execute(f"SET LOCAL maintenance_work_mem = '{BUILD_MEMORY}'")
+            connection.execute(sql.SQL(create).format(sql.Identifier(self._name + VECTORS), self._table))
+
+    def is_approximate(self) -> bool:
+        with self._database.transaction() as connection:
+            return _exists(connection, self._name + VECTORS)
+
     def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
-        query = sql.SQL("SELECT {} FROM {}{}").format(names, self._table, _condition(where))
+        query = sql.SQL("SELECT {} FROM {}{}").format(names, self._table, _where(where))
         # A connection of its own, because callers write while they read.
         with self._database.transaction(own=True) as connection, _explained(where):
             _only_read(connection)
@@ -176,9 +191,9 @@ def _only_read(connection: Connection) -> None:
     connection.execute(f"SET LOCAL statement_timeout = '{SECONDS}s'")
 
 
-def _condition(where: str | None) -> sql.SQL:
-    # The line break ends a comment in the condition; a single % would be read as a parameter.
-    return sql.SQL(f" WHERE ({where.replace('%', '%%')}\n)") if where else sql.SQL("")
+def _where(where: str | None) -> sql.SQL:
+    # A single % would be read as a parameter.
+    return sql.SQL(f" WHERE {condition(where).replace('%', '%%')}") if where else sql.SQL("")
 
 
 @contextlib.contextmanager
