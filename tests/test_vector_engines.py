@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
-import pyarrow as pa
 import pytest
+from index_rows import ABOUT, table, unit
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.vector_index import approximate, open_engine
 from proxynca_jax.vector_index.address import masked
-from proxynca_jax.vector_index.engine import FILE_COLUMNS, below, columns, schema, text
+from proxynca_jax.vector_index.engine import FILE_COLUMNS, below, columns, text
 
-ABOUT = {"weights": "first", "dimensions": 4, "preprocessing": {"image_size": 64}}
 OTHER = ABOUT | {"weights": "second", "dimensions": 8}
 STRANGE = ["it's", 'a "b"', "back\\slash\\n", "100 % %s %(x)s {0}", "Grüße 猫 🐈", "_under", "line\nbreak", "semi;--"]
 
@@ -57,18 +56,6 @@ def engine(address):
     engine.begin(ABOUT)
     engine.publish(ABOUT)
     return engine
-
-
-def unit(count, dim=4, seed=0):
-    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def table(paths, vectors, labels=None, size=1):
-    count = len(paths)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    values = [paths, labels or [""] * count, [size] * count, range(count), [f"{n:032x}" for n in range(count)], column]
-    return pa.table([pa.array(list(v)) if v is not column else v for v in values], schema=schema(vectors.shape[1]))
 
 
 def rows(engine, where=None):

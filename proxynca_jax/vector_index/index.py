@@ -12,6 +12,7 @@ from proxynca_jax.machine.interrupt import never
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import is_folder, open_engine
 from proxynca_jax.vector_index.approximate import Measured, build_approximate
+from proxynca_jax.vector_index.duplicates import MIN_SCORE, Duplicate, find_duplicates
 from proxynca_jax.vector_index.engine import About, Engine, Match, check_width, columns, differences
 from proxynca_jax.vector_index.update import Changes, embed_again, list_files, update
 
@@ -144,6 +145,10 @@ class Index:
             UserError: if exact search is fast enough.
         """
         return build_approximate(self._engine)
+
+    def duplicates(self, min_score: float = MIN_SCORE, *, progress: bool = False) -> list[list[Duplicate]]:
+        """Finds groups of images that are the same or nearly so. `find_duplicates` describes it."""
+        return find_duplicates(self._engine, min_score, progress=progress)
 
     def search(
         self, images: Iterable[GivenImage], k: int = 10, *, where: str | None = None, exact: bool = True
