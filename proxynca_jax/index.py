@@ -4,8 +4,13 @@
     python -m proxynca_jax.index /data/photographs -o postgresql://user@host/photos --model runs/mine
     python -m proxynca_jax.index /data/photographs -o photos.lance
 
+    python -m proxynca_jax.index /data/photographs -o postgresql://user@host/photos --distributed
+
 The network is needed once; the index remembers where it is and its digest. Renamed, moved and copied files are
 recognised by their content and not embedded again. A stopped or killed command goes on where it was.
+
+With --distributed, each of many processes on one or many hosts takes a share of the files, by their paths. They do not
+wait for each other, and a share that was stopped goes on when its process is started again.
 """
 
 from proxynca_jax.machine.signals import start_command
@@ -18,7 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from proxynca_jax.machine.arguments import path
+from proxynca_jax.machine.arguments import add_share, path, share_of
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.output import print_line, printable
@@ -44,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="of a run (default: best)")
     parser.add_argument("--rebuild", action="store_true", help="embed all again if --model is another network")
     parser.add_argument("--approximate", action="store_true", help="build an approximate index too, and measure it")
+    add_share(parser)
     options = parser.parse_args(arguments)
     with exit_on_user_error(), stop_on_signal() as check:
         try:
@@ -55,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _index(options: argparse.Namespace, check: Callable[[], None]) -> None:
     index = Index.open(options.index, options.model, checkpoint=options.checkpoint, rebuild=options.rebuild)
-    changes = index.add(options.folder, check, progress=True)
+    changes = index.add(options.folder, check, share=share_of(options), progress=True)
     done = f"{changes.embedded:,} embedded, {changes.recognised:,} recognised, {changes.unchanged:,} unchanged"
     print_line(f"{index.address}: {len(index):,} images ({done}, {changes.removed:,} removed)")
     if changes.left_out:

@@ -71,7 +71,8 @@ def test_the_command_prints_groups_and_draws_them(tmp_path, capsys):
     assert "2 images\n  1.0000" in printed
     assert "\\x1b.png  ünit" in printed
     assert printed.endswith("1 groups with 2 of 3 images\n")
-    assert PIL.Image.open(tmp_path / "sheet.png").width > 600
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 600
     command.main([*arguments, "--json"])
     [[first, second]] = json.loads(capsys.readouterr().out)
     assert (first["path"], second["path"]) == tuple(paths[:2])
@@ -81,7 +82,7 @@ def test_the_command_prints_groups_and_draws_them(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--min_score", "1.5"], "1.5 is not from 0 to 1"),
+    (["--min_score", "1.5"], "1.5 is not from 0.0 to 1.0"),
     (["--picture", "x.jpg"], "it must end in .png"),
     ([], "there is no index at"),
 ])  # fmt: skip

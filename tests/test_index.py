@@ -1,5 +1,6 @@
 """An index kept up to date with photographs: nothing embedded twice, nothing lost, nothing of two networks mixed."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from PIL import Image
 from proxynca_jax import Embedder, Index, index, search
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.errors import UserError
+from proxynca_jax.machine import arguments
 from proxynca_jax.machine.signals import Interrupted
 from proxynca_jax.models.network import init_network
 from proxynca_jax.report.contact_sheet import GAP, LINE, TILE
@@ -207,6 +209,56 @@ def test_one_writer(photographs, networks, tmp_path):
         index.add(photographs)
 
 
+def test_processes_share_the_files(photographs, networks, tmp_path):
+    address, paths = tmp_path / "i.lance", images(photographs)
+    first = Index.open(address, networks[0]).add(photographs, share=(0, 2))
+    assert 0 < first.embedded < 13
+    second = Index.open(address, networks[0]).add(photographs, share=(1, 2))
+    assert second == (13 - first.embedded, 0, 0, 0, {})
+    paths[0].unlink()
+    removed = [Index.open(address).add(photographs, share=(number, 2)).removed for number in range(2)]
+    assert sorted(removed) == [0, 1]
+    assert len(rows(address)) == 12
+    with only_writer(address, among_others=True):
+        Index.open(address).add(photographs, share=(0, 2))
+        with pytest.raises(UserError, match="is being written to by"):
+            Index.open(address).add(photographs)
+    with pytest.raises(UserError, match="--rebuild is for one process"):
+        Index.open(address, networks[1], rebuild=True).add(photographs, share=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "share"),
+    [
+        ({}, [], (0, 1)),
+        ({}, ["--distributed", "--num_processes=3", "--process_id=2"], (2, 3)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, ["--distributed"], (1, 4)),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, ["--distributed", "--process_id=1"], (1, 2)),
+    ],
+)
+def test_the_share_of_a_process(monkeypatch, environment, options, share):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    parser = argparse.ArgumentParser()
+    arguments.add_share(parser)
+    assert arguments.share_of(parser.parse_args(options)) == share
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--distributed"], "process None of None. Give --num_processes"),
+        (["--distributed", "--num_processes=2", "--process_id=2"], "process 2 of 2"),
+        (["--num_processes=2"], "go with --distributed"),
+    ],
+)
+def test_a_share_that_is_none(options, said):
+    parser = argparse.ArgumentParser()
+    arguments.add_share(parser)
+    with pytest.raises(UserError, match=said):
+        arguments.share_of(parser.parse_args(options))
+
+
 @pytest.mark.parametrize(
     ("folder", "said"),
     [("nothing", "nothing is not a folder"), ("empty", r"empty has no images, that is files ending in \.bmp")],
@@ -217,6 +269,7 @@ def test_a_wrong_folder_makes_no_index(networks, tmp_path, folder, said):
         Index.open(tmp_path / "i.lance", networks[0]).add(tmp_path / folder)
     with pytest.raises(UserError, match=r"there is no index at .*i\.lance\. Make one: proxynca index"):
         Index.open(tmp_path / "i.lance")
+    assert not (tmp_path / "i.lance").exists()
 
 
 def test_a_file_is_no_index(photographs):
@@ -261,7 +314,7 @@ def test_the_commands(photographs, networks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("words", "said"),
     [
         (["{here}/text.jpg", "--index", "{here}/i.lance"], r"text\.jpg: cannot decode"),
         (["{here}/none.jpg", "--index", "{here}/i.lance"], r"no image file at .*none\.jpg"),
@@ -269,11 +322,11 @@ def test_the_commands(photographs, networks, tmp_path, capsys):
         (["{here}/text.jpg", "--index", "{here}/i.lance", "--picture", "a.jpg"], r"must end in \.png"),
     ],
 )
-def test_wrong_searches(photographs, networks, tmp_path, arguments, said):
+def test_wrong_searches(photographs, networks, tmp_path, words, said):
     Index.open(tmp_path / "i.lance", networks[0]).add(photographs)
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(SystemExit, match=said):
-        search.main([argument.format(here=tmp_path) for argument in arguments])
+        search.main([word.format(here=tmp_path) for word in words])
 
 
 @pytest.mark.slow

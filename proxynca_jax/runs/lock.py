@@ -20,13 +20,16 @@ LOCK = "lock"  # stays in the folder: deleting it would let two processes lock t
 
 
 @contextlib.contextmanager
-def only_writer(run: pathlib.Path, *, doing: str = "trained", option: str = "--run") -> Iterator[None]:
+def only_writer(
+    run: pathlib.Path, *, doing: str = "trained", option: str = "--run", among_others: bool = False
+) -> Iterator[None]:
     """Holds the lock of a run or of an index. Of several processes that train together, only the first one does.
 
     Args:
         run: its folder.
         doing: what the writer does, for the error.
         option: by which another folder is chosen, for the error.
+        among_others: share the lock with others that say so.
 
     Raises:
         UserError: another process holds the lock.
@@ -41,7 +44,7 @@ def only_writer(run: pathlib.Path, *, doing: str = "trained", option: str = "--r
         raise UserError(f"cannot write in {run}: {error.strerror}. Nothing was changed.") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if among_others else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"{run} is being {doing} by {_holder(run)}. Wait for its end or stop it, or choose another {option}."

@@ -108,13 +108,19 @@ class Index:
         return self._embedder
 
     def add(
-        self, folder: str | os.PathLike[str], check: Callable[[], None] = never, *, progress: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        check: Callable[[], None] = never,
+        *,
+        share: tuple[int, int] = (0, 1),
+        progress: bool = False,
     ) -> Changes:
         """Adds the new and changed images of a folder, and removes those that are gone from it.
 
         Args:
             folder: of images, at any depth. The first folder on the way to an image is its label.
             check: called often; raises to stop. What is embedded by then stays, and the next call goes on.
+            share: the number of this process, from 0, and how many processes share the files of the folder.
             progress: show a bar on a terminal.
 
         Returns:
@@ -123,9 +129,12 @@ class Index:
         Raises:
             UserError: if the folder has no images, or another process writes to the index.
         """
+        alone = share == (0, 1)
+        if self._rebuild and not alone:
+            raise UserError("--rebuild is for one process: the new vectors replace the old ones all at once.")
         listed = list_files(Path(folder))
         local = is_folder(self._engine.address)
-        lock = only_writer(Path(self._engine.address), doing="written to", option="index")
+        lock = only_writer(Path(self._engine.address), doing="written to", option="index", among_others=not alone)
         with lock if local else contextlib.nullcontext():
             before = dict(columns(self._engine, ("path", "label"))) if self._rebuild else {}
             self._engine.begin(self.about)
@@ -133,7 +142,7 @@ class Index:
                 self._engine.publish(self.about)
             if before:
                 embed_again(self._engine, before, self.embedder, check, progress=progress)
-            changes = update(self._engine, listed, self.embedder, check, progress=progress)
+            changes = update(self._engine, listed.share(*share), self.embedder, check, progress=progress)
             self._engine.publish(self.about)
             self._rebuild = False
         return changes

@@ -4,13 +4,15 @@ Each call that writes makes a new version of the table. A search reads one versi
 and a process that is killed leaves the last version. `images_<network>` is a table of rows, `about` one row of JSON.
 """
 
+import contextlib
 import datetime
+import functools
 import json
 import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("LANCE_LOG", "error")  # read by the import; its warnings are of no use to a user
 
@@ -51,19 +53,22 @@ class LanceEngine:
         self.address = address
         if pathlib.Path(address).is_file():
             raise UserError(f"{address} is a file; an index is a folder, such as photos.lance.")
-        try:
-            # Without an interval of 0, an open table does not notice what other processes write.
-            self._database = lancedb.connect(address, read_consistency_interval=datetime.timedelta(0))
-            self._names = set(self._database.list_tables().tables)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot open the index {address}: {error}") from error
-        self._table: Any = None
-        self._adds_until_compaction = ADDS_PER_COMPACTION
+        self._adds_until_compaction, self._table = ADDS_PER_COMPACTION, cast(Any, None)
         if (about := self._about()) is not None:
             self._table = self._open(table_name(about))
 
+    @functools.cached_property
+    def _database(self) -> Any:
+        try:
+            # Without an interval of 0, an open table does not notice what other processes write.
+            return lancedb.connect(self.address, read_consistency_interval=datetime.timedelta(0))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot open the index {self.address}: {error}") from error
+
     def _about(self) -> About | None:
-        table = self._open(ABOUT) if ABOUT in self._names else None
+        if "://" not in self.address and not pathlib.Path(self.address).exists():
+            return None  # connecting would make the folder
+        table = self._open(ABOUT)
         try:
             return None if table is None else json.loads(table.to_arrow()["about"][0].as_py())
         except (OSError, RuntimeError, ValueError, LookupError) as error:
@@ -89,15 +94,18 @@ class LanceEngine:
         name = table_name(about)
         self._table = self._open(name)
         if self._table is None:
-            self._table = self._database.create_table(name, schema=schema(about["dimensions"]))
-            self._names.add(name)
+            # With exist_ok, because another process may have been faster.
+            self._table = self._database.create_table(name, schema=schema(about["dimensions"]), exist_ok=True)
 
     def publish(self, about: About) -> None:
         rows = pa.table({"about": [json.dumps(about)]})
-        self._database.create_table(ABOUT, rows, mode="overwrite" if ABOUT in self._names else "create")
-        for name in self._names - {ABOUT, table_name(about)}:
-            self._database.drop_table(name)
-        self._names = {ABOUT, table_name(about)}
+        if (before := self._about()) is None:
+            self._database.create_table(ABOUT, rows, exist_ok=True)
+        elif before != about:
+            self._database.create_table(ABOUT, rows, mode="overwrite")
+        for name in self._database.list_tables().tables:
+            if name not in (ABOUT, table_name(about)):
+                self._database.drop_table(name)
         self._compact()
 
     def add(self, rows: pa.Table) -> None:
@@ -108,10 +116,12 @@ class LanceEngine:
 
     def _compact(self) -> None:
         rows = self._table.count_rows()
-        if rows >= ROWS_WITH_INDEX_OF_PATHS and not self._has_index("path"):
-            self._table.create_index("path", config=BTree())
-        self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
         self._adds_until_compaction = max(ADDS_PER_COMPACTION, rows // ROWS_PER_EXTRA_ADD)
+        # Another process that adds rows may be in the way. Then its next compaction does both's.
+        with contextlib.suppress(RuntimeError, OSError):
+            if rows >= ROWS_WITH_INDEX_OF_PATHS and not self._has_index("path"):
+                self._table.create_index("path", config=BTree())
+            self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
 
     def _has_index(self, column: str) -> bool:
         return any(index.columns == [column] for index in self._table.list_indices())

@@ -6,7 +6,9 @@ stopped update goes on where it was.
 """
 
 import contextlib
+import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,16 @@ class Listed(NamedTuple):
     folder: str  # absolute
     files: list[File]
     faults: dict[str, str]  # by path: why a file cannot be used
+    takes: Callable[[str], bool] = lambda _: True  # whether the file of a path belongs to this process
+
+    def share(self, number: int, count: int) -> "Listed":
+        """The photographs of one of many processes. Which they are depends on their paths alone."""
+
+        def takes(path: str) -> bool:
+            return zlib.crc32(os.fsencode(path)) % count == number
+
+        files = [file for file in self.files if takes(file.path)]
+        return Listed(self.folder, files, {path: fault for path, fault in self.faults.items() if takes(path)}, takes)
 
 
 def list_files(folder: Path) -> Listed:
@@ -159,7 +171,7 @@ def _update(
     """Makes the rows that `where` holds for those of the files."""
     files, left_out = listed.files, dict(listed.faults)
     rows_before = columns(engine, ("path", "size", "modified_ns"), where)
-    before = {path: (size, modified_ns) for path, size, modified_ns in rows_before}
+    before = {path: (size, modified_ns) for path, size, modified_ns in rows_before if listed.takes(path)}
     new = [file for file in files if before.get(file.path) != (file.size, file.modified_ns)]
     embedded = recognised = 0
     with Progress("indexing", images=len(new), shown=progress) as bar:
