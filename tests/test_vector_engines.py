@@ -226,8 +226,10 @@ def test_a_reader_sees_whole_batches(engine, address):
 
     def read():
         own = open_engine(address)
-        while not done.is_set():
+        while True:
             seen.append(len(list(columns(own, ("path",)))))
+            if done.is_set():
+                break
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -307,6 +309,19 @@ def test_tables_of_others_stay(database, server):
         found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").fetchall()
     assert {"images_2026", "proxynca_images_of_mine", "proxynca_about"} < {name for (name,) in found}
     assert len(found) == 4
+
+
+def test_schemas_have_an_index_each(database, server):
+    """The schema of pgvector, `public` here, is on every search path."""
+    public, mine = open_engine(server), open_engine(database)
+    public.begin(ABOUT)
+    public.publish(ABOUT)
+    assert mine.describe() is None
+    mine.begin(ABOUT)
+    mine.add(table(["/a"], unit(1)))
+    assert public.describe() == (ABOUT, 0)
+    with pytest.raises(UserError, match="no schema of the search path exists"):
+        open_engine(f"{server}&options=-csearch_path%3Dnone")
 
 
 def test_an_address_that_cannot_be_opened_is_said_without_its_password(server):

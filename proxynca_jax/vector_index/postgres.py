@@ -8,7 +8,7 @@ JSON.
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, LiteralString, cast
 
 import numpy as np
 import psycopg
@@ -20,8 +20,8 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.vector_index.engine import FILE_COLUMNS, About, Match, condition, condition_error, table_name
 from proxynca_jax.vector_index.postgres_connection import Database, create_extension, one, reason
 
-PREFIX = "proxynca_images"
-SQL_TYPES = {pa.string(): "text", pa.int64(): "bigint"}
+ABOUT, IMAGES = "proxynca_about", "proxynca_images"
+SQL_TYPES = {pa.string(): sql.SQL("text"), pa.int64(): sql.SQL("bigint")}
 SECONDS = 600  # after which a search ends, such as one whose condition never ends
 ROWS_READ = 4096
 # Vectors of more numbers do not fit into a row's page of 8 KiB, and are kept next to the table.
@@ -46,51 +46,61 @@ class PostgresEngine:
         self._database = Database(address)
         self.address = self._database.address
         with self._database.transaction() as connection:
-            about = _about(connection)
+            about = self._about(connection)
         self._name = "" if about is None else _name(about)
 
     @property
     def _table(self) -> sql.Identifier:
-        return sql.Identifier(self._name)
+        return self._database.table(self._name)
+
+    def _about(self, connection: Connection) -> About | None:
+        if not self._exists(connection, ABOUT):
+            return None
+        row = connection.execute(sql.SQL("SELECT about FROM {}").format(self._database.table(ABOUT))).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def _exists(self, connection: Connection, name: str) -> bool:
+        found = connection.execute("SELECT to_regclass(%s)", [self._database.table(name).as_string()])
+        return found.fetchone() != (None,)
 
     def describe(self) -> tuple[About, int] | None:
         with self._database.transaction() as connection:
-            if (about := _about(connection)) is None:
+            if (about := self._about(connection)) is None:
                 return None
-            table = sql.Identifier(_name(about))
+            table = self._database.table(_name(about))
             return about, one(connection, sql.SQL("SELECT count(*) FROM {}").format(table))
 
     def begin(self, about: About) -> None:
         self._name = _name(about)
-        columns = [f"{name} {SQL_TYPES[kind]} NOT NULL" for name, kind in FILE_COLUMNS.items()]
-        # Ordered by bytes, so that a range of paths is a folder.
-        columns[0] += ' COLLATE "C" PRIMARY KEY'
-        dimensions = about["dimensions"]
-        columns.append(f"vector vector({dimensions}) NOT NULL")
-        storage = "PLAIN" if dimensions <= DIMENSIONS_IN_PAGE else "EXTERNAL"
+        columns = [sql.SQL(" ").join((sql.Identifier(name), SQL_TYPES[kind])) for name, kind in FILE_COLUMNS.items()]
+        create = sql.SQL("CREATE TABLE {} ({}, vector vector({}) NOT NULL)").format(
+            self._table, sql.SQL(" NOT NULL, ").join(columns) + sql.SQL(" NOT NULL"), about["dimensions"]
+        )
+        # Paths are ordered by their bytes, so that a range of paths is a folder.
+        key = 'ALTER TABLE {} ALTER COLUMN path TYPE text COLLATE "C", ADD PRIMARY KEY (path)'
+        storage = sql.SQL("PLAIN" if about["dimensions"] <= DIMENSIONS_IN_PAGE else "EXTERNAL")
         with self._database.transaction() as connection:
             _only_one(connection)
             create_extension(connection, self.address)
-            if _exists(connection, self._name):
+            if self._exists(connection, self._name):
                 return
-            execute = [
-                sql.SQL(f"CREATE TABLE {{}} ({', '.join(columns)})"),
-                sql.SQL(f"ALTER TABLE {{}} ALTER COLUMN vector SET STORAGE {storage}"),
-                sql.SQL("CREATE INDEX ON {} (digest)"),
-            ]
-            for statement in execute:
-                connection.execute(statement.format(self._table))
+            connection.execute(create)
+            connection.execute(sql.SQL(key).format(self._table))
+            connection.execute(sql.SQL("ALTER TABLE {} ALTER vector SET STORAGE {}").format(self._table, storage))
+            connection.execute(sql.SQL("CREATE INDEX ON {} (digest)").format(self._table))
 
     def publish(self, about: About) -> None:
         with self._database.transaction() as connection:
             _only_one(connection)
-            connection.execute("CREATE TABLE IF NOT EXISTS proxynca_about (about text NOT NULL)")
-            connection.execute("DELETE FROM proxynca_about")
-            connection.execute("INSERT INTO proxynca_about VALUES (%s)", [json.dumps(about)])
-            tables = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename ~ %s"
-            for (name,) in connection.execute(tables, [f"^{PREFIX}_[0-9a-f]{{12}}$"]).fetchall():
+            describe = self._database.table(ABOUT)
+            connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} (about text NOT NULL)").format(describe))
+            connection.execute(sql.SQL("DELETE FROM {}").format(describe))
+            connection.execute(sql.SQL("INSERT INTO {} VALUES (%s)").format(describe), [json.dumps(about)])
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename ~ %s"
+            ours = [self._database.schema, f"^{IMAGES}_[0-9a-f]{{12}}$"]
+            for (name,) in connection.execute(tables, ours).fetchall():
                 if name != _name(about):
-                    connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+                    connection.execute(sql.SQL("DROP TABLE {}").format(self._database.table(name)))
 
     def add(self, rows: pa.Table) -> None:
         names = rows.column_names
@@ -98,14 +108,11 @@ class PostgresEngine:
         columns = sql.SQL(", ").join(map(sql.Identifier, names))
         new = sql.SQL(", ").join(sql.SQL("EXCLUDED.{}").format(sql.Identifier(name)) for name in names)
         with self._database.transaction() as connection:
-            connection.execute(
-                sql.SQL("CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT * FROM {} LIMIT 0").format(
-                    self._table
-                )
-            )
+            incoming = "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT * FROM {} LIMIT 0"
+            connection.execute(sql.SQL(incoming).format(self._table))
             into = sql.SQL("COPY incoming ({}) FROM STDIN (FORMAT BINARY)").format(columns)
             with connection.cursor().copy(into) as copy:
-                copy.set_types([*(SQL_TYPES[FILE_COLUMNS[name]] for name in names[:-1]), "vector"])
+                copy.set_types([*(SQL_TYPES[FILE_COLUMNS[name]].as_string() for name in names[:-1]), "vector"])
                 for row in zip(*values, strict=True):
                     copy.write_row(row)
             # In the order of the paths, or two writers of the same rows could wait for each other.
@@ -117,7 +124,7 @@ class PostgresEngine:
     def remove(self, paths: Sequence[str]) -> None:
         delete = (
             "WITH gone AS (SELECT path FROM {0} WHERE path = ANY(%s) ORDER BY path FOR UPDATE) "
-            "DELETE FROM {0} USING gone WHERE {0}.path = gone.path"
+            "DELETE FROM {0} AS images USING gone WHERE images.path = gone.path"
         )
         with self._database.transaction() as connection:
             connection.execute(sql.SQL(delete).format(self._table), [list(paths)])
@@ -134,7 +141,7 @@ class PostgresEngine:
                 connection.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on")
             else:
                 candidates = min(max(CANDIDATES, 2 * k), MOST_CANDIDATES)
-                connection.execute(f"SET LOCAL hnsw.ef_search = {candidates}")
+                connection.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(candidates))
                 connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")  # or a condition leaves too few
             with connection.cursor(binary=True) as cursor:
                 return [
@@ -146,12 +153,12 @@ class PostgresEngine:
         create = "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (vector vector_ip_ops)"
         with self._database.transaction() as connection:
             _only_one(connection)
-            connection.execute(f"SET LOCAL maintenance_work_mem = '{BUILD_MEMORY}'")
+            connection.execute(sql.SQL("SET LOCAL maintenance_work_mem = {}").format(BUILD_MEMORY))
             connection.execute(sql.SQL(create).format(sql.Identifier(self._name + VECTORS), self._table))
 
     def is_approximate(self) -> bool:
         with self._database.transaction() as connection:
-            return _exists(connection, self._name + VECTORS)
+            return self._exists(connection, self._name + VECTORS)
 
     def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
@@ -169,17 +176,6 @@ def _name(about: About) -> str:
     return f"proxynca_{table_name(about)}"
 
 
-def _exists(connection: Connection, name: str) -> bool:
-    return connection.execute("SELECT to_regclass(%s)", [name]).fetchone() != (None,)
-
-
-def _about(connection: Connection) -> About | None:
-    if not _exists(connection, "proxynca_about"):
-        return None
-    row = connection.execute("SELECT about FROM proxynca_about").fetchone()
-    return None if row is None else json.loads(row[0])
-
-
 def _only_one(connection: Connection) -> None:
     """Waits until no other transaction creates or deletes tables of this index."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('proxynca ' || current_schema()))")
@@ -188,12 +184,14 @@ def _only_one(connection: Connection) -> None:
 def _only_read(connection: Connection) -> None:
     """Lets nothing that a user wrote in a condition write, or run for ever."""
     connection.execute("SET TRANSACTION READ ONLY")
-    connection.execute(f"SET LOCAL statement_timeout = '{SECONDS}s'")
+    connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(f"{SECONDS}s"))
 
 
 def _where(where: str | None) -> sql.SQL:
-    # A single % would be read as a parameter.
-    return sql.SQL(f" WHERE {condition(where).replace('%', '%%')}") if where else sql.SQL("")
+    # Typed as a constant, which it is not: the search is in a transaction that cannot write. A single % would be read
+    # as a parameter.
+    text = f" WHERE {condition(where).replace('%', '%%')}" if where else ""
+    return sql.SQL(cast(LiteralString, text))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import Connection, sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from proxynca_jax.errors import UserError
 from proxynca_jax.vector_index.address import check_password, masked
@@ -39,6 +39,10 @@ class Database:
         self._lock = threading.Lock()  # a connection has one transaction at a time
         self._connection = self._keep()
 
+    def table(self, name: str) -> sql.Identifier:
+        """Returns the full name of a table."""
+        return sql.Identifier(self.schema, name)
+
     def _keep(self) -> Connection:
         connection = self.connect()
         weakref.finalize(self, connection.close)  # nobody closes an index
@@ -51,13 +55,18 @@ class Database:
             UserError: as above.
         """
         try:
-            options = {"connect_timeout": CONNECT_SECONDS} | conninfo_to_dict(self._address)
-            options |= {"client_encoding": "utf8", "prepare_threshold": None}  # poolers have no prepared statements
-            connection = psycopg.connect(**options, autocommit=True)
+            waiting = conninfo_to_dict(self._address).get("connect_timeout", CONNECT_SECONDS)
+            address = make_conninfo(self._address, client_encoding="utf8", connect_timeout=waiting)
+            # Not all poolers of connections have prepared statements.
+            connection = psycopg.connect(address, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             said, *_ = str(error).splitlines()
             advice = next((advice for part, advice in ADVICE.items() if part in said), START)
             raise UserError(f"cannot open the index {self.address}: {said}. {advice}") from error
+        [(self.schema,)] = connection.execute("SELECT current_schema()").fetchall()  # where an index is
+        if self.schema is None:
+            connection.close()
+            raise UserError(f"{self.address}: no schema of the search path exists. Create it: CREATE SCHEMA NAME")
         connection.execute("SET standard_conforming_strings = on")  # or a backslash in a file's name would be special
         use_vectors(connection)
         return connection
@@ -133,7 +142,7 @@ def reason(error: psycopg.Error) -> str:
     return f"{said.rstrip('.')}."
 
 
-def one(connection: Connection, query: sql.Composable) -> int:
+def one(connection: Connection, query: sql.Composed) -> int:
     """Returns the one number that a query finds."""
     row = connection.execute(query).fetchone()
     assert row is not None
