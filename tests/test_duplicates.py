@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from proxynca_jax import duplicates as command
 from proxynca_jax.vector_index import duplicates, open_engine
 from proxynca_jax.vector_index.duplicates import find_duplicates
+from proxynca_jax.vector_index.index import Index
 
 
 def make_index(address, paths, vectors, digests=None):
@@ -58,6 +59,14 @@ def test_tiles_find_what_one_product_finds(tmp_path, monkeypatch):
     assert sizes == sorted(sizes, reverse=True)
     assert {frozenset(int(image.path[1:]) for image in group) for group in found} == {g for g in wanted if len(g) > 1}
     assert 1 < len(found) < len(wanted), "groups and images of no group"
+
+
+def test_the_default_score_depends_on_the_network(tmp_path):
+    make_index(tmp_path / "i", ["/a", "/b"], at(0, 10))  # a cosine of 0.985
+    index = Index.open(tmp_path / "i")
+    assert len(index.duplicates()) == 1
+    index.about = {**index.about, "checkpoint": "best"}
+    assert len(index.duplicates()) == 0
 
 
 def test_the_command_prints_groups_and_draws_them(tmp_path, capsys):

@@ -12,7 +12,7 @@ from proxynca_jax.machine.interrupt import never
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import is_folder, open_engine
 from proxynca_jax.vector_index.approximate import Measured, build_approximate
-from proxynca_jax.vector_index.duplicates import MIN_SCORE, Duplicate, find_duplicates
+from proxynca_jax.vector_index.duplicates import Duplicate, default_min_score, find_duplicates
 from proxynca_jax.vector_index.engine import About, Engine, Match, check_width, columns, differences
 from proxynca_jax.vector_index.update import Changes, embed_again, list_files, update
 
@@ -155,9 +155,15 @@ class Index:
         """
         return build_approximate(self._engine)
 
-    def duplicates(self, min_score: float = MIN_SCORE, *, progress: bool = False) -> list[list[Duplicate]]:
-        """Finds groups of images that are the same or nearly so. `find_duplicates` describes it."""
-        return find_duplicates(self._engine, min_score, progress=progress)
+    def duplicates(self, min_score: float | None = None, *, progress: bool = False) -> list[list[Duplicate]]:
+        """Finds groups of images that are the same or nearly so, as `find_duplicates` does.
+
+        Args:
+            min_score: the cosine similarity from which on two images are similar. None: `default_min_score`.
+            progress: show a bar on a terminal.
+        """
+        score = default_min_score(self.about) if min_score is None else min_score
+        return find_duplicates(self._engine, score, progress=progress)
 
     def search(
         self, images: Iterable[GivenImage], k: int = 10, *, where: str | None = None, exact: bool = True
