@@ -38,7 +38,7 @@ def build_approximate(engine: Engine) -> Measured:
     exact, exact_seconds = _search(engine, paths, vectors, exact=True)
     if exact_seconds < SLOW_SECONDS:
         raise UserError(
-            f"an approximate index is not built: one exact search takes {1000 * exact_seconds:.0f} ms here, and it "
+            f"an approximate index is not built: one exact search takes {1000 * exact_seconds:.1f} ms here, and it "
             f"pays from {1000 * SLOW_SECONDS:.0f} ms on. All images are indexed and exact search finds them; leave "
             "--approximate out."
         )
