@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 
 from proxynca_jax.machine.arguments import add_share, path, share_of
@@ -27,9 +28,11 @@ from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.output import print_line, printable
 from proxynca_jax.runs.checkpoint import KINDS
+from proxynca_jax.vector_index.approximate import NEIGHBOURS, Measured
 from proxynca_jax.vector_index.index import Index
 
 FAULTS_SHOWN = 5
+GOOD_RECALL = 0.9
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="a run's folder or weights (default: the network of the index)")
     parser.add_argument("--checkpoint", choices=KINDS, default="best", help="of a run (default: best)")
     parser.add_argument("--rebuild", action="store_true", help="embed all again if --model is another network")
+    parser.add_argument("--approximate", action="store_true", help="build an approximate index too, and measure it")
     add_share(parser)
     options = parser.parse_args(arguments)
     with exit_on_user_error(), stop_on_signal() as check:
@@ -59,12 +63,23 @@ def _index(options: argparse.Namespace, check: Callable[[], None]) -> None:
     index = Index.open(options.index, options.model, checkpoint=options.checkpoint, rebuild=options.rebuild)
     changes = index.add(options.folder, check, share=share_of(options), progress=True)
     done = f"{changes.embedded:,} embedded, {changes.recognised:,} recognised, {changes.unchanged:,} unchanged"
-    print_line(f"{options.index}: {len(index):,} images ({done}, {changes.removed:,} removed)")
+    print_line(f"{index.address}: {len(index):,} images ({done}, {changes.removed:,} removed)")
     if changes.left_out:
         faults = list(changes.left_out.values())
         more = [f"and {len(faults) - FAULTS_SHOWN:,} more"] if len(faults) > FAULTS_SHOWN else []
         lines = [f"{len(faults):,} files cannot be used and are left out:", *faults[:FAULTS_SHOWN], *more]
         print(printable("\n  ".join(lines)), file=sys.stderr)
+    if options.approximate:
+        _print_measured(index.approximate())
+
+
+def _print_measured(measured: Measured) -> None:
+    speed_up = measured.exact_seconds / measured.seconds
+    times = f"{1000 * measured.seconds:.1f} ms instead of {1000 * measured.exact_seconds:.1f} ms ({speed_up:.1f}x)"
+    built = f"approximate index, built in {measured.build_seconds:.0f} s: a search takes {times}"
+    print_line(f"{built} and finds {100 * measured.recall:.1f} % of the {NEIGHBOURS} nearest images")
+    if measured.recall < GOOD_RECALL:
+        warnings.warn(f"it misses more than {100 * (1 - GOOD_RECALL):.0f} % of them; prefer exact search", stacklevel=1)
 
 
 if __name__ == "__main__":

@@ -42,15 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-k", type=integer(COUNT), default=10, help="how many to find for each (default: 10)")
     parser.add_argument("--where", metavar="SQL", help="search only some rows, such as \"label = 'x'\"")
     parser.add_argument("--max_far", type=float, metavar="RATE", help="find only the same, at this false accept rate")
+    parser.add_argument("--approximate", action="store_true", help="use the approximate index; it misses some")
     parser.add_argument("--picture", type=path, metavar="FILE", help="draw what was found: .png")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         if options.picture and options.picture.suffix.lower() != ".png":
             raise UserError(f"--picture is {str(options.picture)!r}; it must end in .png.")
-        index = Index.open(options.index)
+        index, exact = Index.open(options.index), not options.approximate
         threshold = None if options.max_far is None else index.threshold(options.max_far)
-        found = index.search(options.photographs, options.k, where=options.where, max_far=options.max_far)
+        wanted = {"where": options.where, "exact": exact, "max_far": options.max_far}
+        found = index.search(options.photographs, options.k, **wanted)
         if options.picture:
             replace_file(options.picture, contact_sheet(options.photographs, found))
         if options.json:

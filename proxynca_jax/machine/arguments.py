@@ -63,3 +63,16 @@ def integer(limits: tuple[int, int | float]) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def number(limits: tuple[float, float]) -> Callable[[str], float]:
+    """Returns an argparse type for numbers from `limits[0]` to `limits[1]`, both included, as `integer` does."""
+    lowest, highest = limits
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{value} is not from {lowest} to {highest}")
+        return value
+
+    return number

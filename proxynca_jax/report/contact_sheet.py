@@ -18,12 +18,13 @@ LETTERS = 20  # of a label or a name that fit below a tile
 PAPER, INK, QUERY = "#ffffff", "#24292f", "#0969da"
 
 
-def contact_sheet(photographs: Sequence[Path], found: Sequence[Sequence[Match]]) -> bytes:
+def contact_sheet(photographs: Sequence[Path], found: Sequence[Sequence[Match]], *, first: str = "query") -> bytes:
     """Draws one row for each photograph: the photograph, and the images that were found, the most similar first.
 
     Args:
         photographs: the queries.
         found: the matches of each. Images that are gone are drawn as empty frames.
+        first: what the photographs are.
 
     Returns:
         A PNG file.
@@ -33,7 +34,7 @@ def contact_sheet(photographs: Sequence[Path], found: Sequence[Sequence[Match]])
     sheet = PIL.Image.new("RGB", (width, height), PAPER)
     for row, (photograph, matches) in enumerate(zip(photographs, found, strict=True)):
         top = GAP + row * (TILE + 2 * LINE + GAP)
-        _put(sheet, photograph, GAP, top, ("query", photograph.name), QUERY)
+        _put(sheet, photograph, GAP, top, (first, photograph.name), QUERY)
         for column, match in enumerate(matches, 1):
             lines = (f"{match.score:.3f}", match.label or Path(match.path).name)
             _put(sheet, Path(match.path), GAP + column * (TILE + GAP), top, lines, INK)

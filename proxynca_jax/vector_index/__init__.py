@@ -3,6 +3,7 @@
 import importlib
 
 from proxynca_jax.errors import UserError
+from proxynca_jax.vector_index.address import masked
 from proxynca_jax.vector_index.engine import Engine
 
 POSTGRES = ("postgresql://", "postgres://")
@@ -24,7 +25,7 @@ def open_engine(address: str) -> Engine:
         engine = getattr(importlib.import_module(f"proxynca_jax.vector_index.{module}"), name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the index {address} needs the package {error.name}: pip install 'proxynca_jax[{extra}]'."
+            f"the index {masked(address)} needs the package {error.name}: pip install 'proxynca_jax[{extra}]'."
         ) from error
     return engine(address)
 

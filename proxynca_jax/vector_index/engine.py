@@ -76,6 +76,14 @@ class Engine(Protocol):
         """
         ...
 
+    def approximate(self) -> None:
+        """Builds an index of the vectors for searches that are not exact, or brings it up to date."""
+        ...
+
+    def is_approximate(self) -> bool:
+        """Returns whether there is such an index."""
+        ...
+
     def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """Yields some columns of the rows that a condition holds for, or of all. Memory does not grow with the rows."""
         ...
@@ -126,3 +134,20 @@ def check_width(address: str, about: About, vectors: Float32[np.ndarray, "querie
             f"the query has {vectors.shape[1]} dimensions and {address} has {about['dimensions']}. Embed it with the "
             f"network of the index, {about.get('model')}."
         )
+
+
+def condition(where: str) -> str:
+    """Writes a user's condition in parentheses: otherwise, LanceDB ignores what follows a whole condition.
+
+    The line break ends a comment.
+    """
+    return f"({where}\n)"
+
+
+def condition_error(where: str | None, said: str) -> UserError:
+    """Returns the error for a condition that a database does not take. `said` is the database's message."""
+    first, *_ = said.splitlines()
+    if where is None:
+        return UserError(f"the index cannot be searched: {first}")
+    names = ", ".join(FILE_COLUMNS)
+    return UserError(f"the condition {where!r} cannot be used: {first} It is SQL on the columns {names}.")

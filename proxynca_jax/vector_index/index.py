@@ -14,6 +14,8 @@ from proxynca_jax.metrics.verification import threshold_at
 from proxynca_jax.runs import verification_file
 from proxynca_jax.runs.lock import only_writer
 from proxynca_jax.vector_index import is_folder, open_engine
+from proxynca_jax.vector_index.approximate import Measured, build_approximate
+from proxynca_jax.vector_index.duplicates import Duplicate, default_min_score, find_duplicates
 from proxynca_jax.vector_index.engine import About, Engine, Match, check_width, columns, differences
 from proxynca_jax.vector_index.update import Changes, embed_again, list_files, update
 
@@ -62,6 +64,7 @@ class Index:
             UserError: if there is no index and no model, or if the index was made with another network.
         """
         engine = open_engine(os.fspath(address))
+        address = engine.address  # without a password
         described = engine.describe()
         if model is None:
             if described is None:
@@ -83,6 +86,11 @@ class Index:
         if points is not None:
             about["operating_points"] = points
         return cls(engine, about, embedder, rebuild=bool(faults))
+
+    @property
+    def address(self) -> str:
+        """Where the index is, without a password."""
+        return self._engine.address
 
     def __len__(self) -> int:
         """The number of images that searches see."""
@@ -168,6 +176,24 @@ class Index:
         except UserError as error:
             raise UserError(f"{address}: {error} Choose one of these, or evaluate more images. {make}") from error
 
+    def approximate(self) -> Measured:
+        """Builds an approximate index of the vectors for `search(..., exact=False)`, and measures it.
+
+        Raises:
+            UserError: if exact search is fast enough.
+        """
+        return build_approximate(self._engine)
+
+    def duplicates(self, min_score: float | None = None, *, progress: bool = False) -> list[list[Duplicate]]:
+        """Finds groups of images that are the same or nearly so, as `find_duplicates` does.
+
+        Args:
+            min_score: the cosine similarity from which on two images are similar. None: `default_min_score`.
+            progress: show a bar on a terminal.
+        """
+        score = default_min_score(self.about) if min_score is None else min_score
+        return find_duplicates(self._engine, score, progress=progress)
+
     def search(
         self,
         images: Iterable[GivenImage],
@@ -183,15 +209,21 @@ class Index:
             images: the queries, as for `Embedder.embed`.
             k: how many to find; there are fewer if the index has fewer.
             where: a condition in SQL on path, label, size, modified_ns and digest, such as `label = 'cat'`.
-            exact: compare all. Otherwise the approximate index is used if there is one.
+            exact: compare all. Otherwise use the approximate index.
             max_far: find only images that are similar enough for this false accept rate, as in `threshold`.
 
         Returns:
             For each query its matches, the most similar first.
 
         Raises:
-            UserError: for what is not an image, a condition that is no SQL, or a rate without a threshold.
+            UserError: for what is not an image, a condition that is no SQL, a rate without a threshold, or if there is
+                no approximate index.
         """
+        if not exact and not self._engine.is_approximate():
+            raise UserError(
+                f"{self._engine.address} has no approximate index. Build one: proxynca index FOLDER -o "
+                f"{self._engine.address} --approximate"
+            )
         least = -math.inf if max_far is None else self.threshold(max_far)
         vectors = self.embedder.embed(images)
         check_width(self._engine.address, self.about, vectors)
