@@ -11,6 +11,7 @@ COMMANDS = {  # name: module, and what it does
     "embed": ("proxynca_jax.embed", "write the embeddings of images to a file"),
     "index": ("proxynca_jax.index", "bring an index of images up to date with a folder"),
     "search": ("proxynca_jax.search", "find the images of an index that are similar to a photograph"),
+    "serve": ("proxynca_jax.serve", "search an index from a page in the browser, or by HTTP"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),

@@ -1,6 +1,7 @@
 """Embeds images with a trained network: splits for the commands, and any images from Python."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -211,6 +212,12 @@ class Embedder:
             raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
         network, config, step = load_network(path, checkpoint)
         return cls(network, config, {"model": str(path.absolute()), "checkpoint": checkpoint, "step": step})
+
+    def with_batch_size(self, images: int) -> "Embedder":
+        """Returns this network with batches of another size. Batches are padded, so single images are faster by 1."""
+        config = copy.deepcopy(self._config)
+        config.evaluation.batch_size = images
+        return Embedder(self._network, config, self._origin)
 
     @property
     def dim(self) -> int:
