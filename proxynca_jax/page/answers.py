@@ -37,7 +37,8 @@ class About(BaseModel):
 
     images: int
     model: str
-    operating_points: list[OperatingPoint] = Field(description="empty if none were measured; the first is the chosen")
+    operating_points: list[OperatingPoint] = Field(description="empty if none were measured")
+    max_bytes: int = Field(description="of a photograph to search for")
 
 
 class Fault(BaseModel):

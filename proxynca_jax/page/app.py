@@ -14,13 +14,14 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jaxtyping import Float32
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp
 
 from proxynca_jax.machine.output import printable
 from proxynca_jax.page.answers import About, Answer, Fault, Found, Label
 from proxynca_jax.page.guard import Guard
 from proxynca_jax.page.pictures import Pictures
 from proxynca_jax.page.queue import Queue
-from proxynca_jax.page.upload import decode, receive
+from proxynca_jax.page.upload import MAX_BYTES, decode, receive
 from proxynca_jax.vector_index.engine import columns, text
 from proxynca_jax.vector_index.index import Index
 from proxynca_jax.version import __version__
@@ -39,7 +40,7 @@ LabelOf = Annotated[str | None, Query(max_length=1000, description="find only im
 MinScore = Annotated[float, Query(ge=-1, le=1, allow_inf_nan=False, description="find only images of this score")]
 
 
-def make_app(index: Index, names: Collection[str] | None) -> FastAPI:
+def make_app(index: Index, names: Collection[str] | None) -> ASGIApp:
     """Makes the application.
 
     Args:
@@ -47,7 +48,6 @@ def make_app(index: Index, names: Collection[str] | None) -> FastAPI:
         names: of the server in Host headers, as for `Guard`.
     """
     app = FastAPI(title="proxynca serve", version=__version__, docs_url=None, redoc_url=None, responses=FAULTS)
-    app.add_middleware(Guard, names=names)
     _say_faults(app)
     queue, pictures, engine = Queue(PLACES), Pictures(index.engine), index.engine
     embedder = index.embedder.with_batch_size(1)
@@ -91,8 +91,9 @@ def make_app(index: Index, names: Collection[str] | None) -> FastAPI:
     @app.get("/api/about")
     def about() -> About:
         """Describes the index."""
-        points = index.about.get("operating_points", [])
-        return About(images=len(index), model=Path(index.about.get("model", "")).name, operating_points=points)
+        points = index.about.get("operating_points") or []
+        model = Path(index.about.get("model", "")).name
+        return About(images=len(index), model=model, operating_points=points, max_bytes=MAX_BYTES)
 
     @app.get("/thumbnail/{id}", response_class=Response, responses=IMAGE)
     def thumbnail(id: Id) -> Response:
@@ -109,7 +110,7 @@ def make_app(index: Index, names: Collection[str] | None) -> FastAPI:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/static", StaticFiles(directory=STATIC))
-    return app
+    return Guard(app, names)
 
 
 def _photograph_body() -> dict[str, Any]:

@@ -6,13 +6,13 @@ import io
 import PIL.Image
 from fastapi import HTTPException, Request
 
-from proxynca_jax.data.transforms import BOMBS
+from proxynca_jax.data.transforms import BOMBS, Pixels, decode_upright
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000  # 150 MB of RGB; more than almost all cameras take
 SECONDS = 30.0  # for the whole photograph to arrive
 # Not all that Pillow opens: for some formats, such as EPS, it starts other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 TOO_LARGE = f"The photograph has more than {MAX_BYTES // 1_000_000} MB. Make it smaller, and try again."
 
@@ -44,22 +44,22 @@ async def receive(request: Request) -> bytes:
     return bytes(content)
 
 
-def decode(content: bytes) -> PIL.Image.Image:
-    """Decodes a photograph.
+def decode(content: bytes) -> Pixels:
+    """Decodes a photograph and turns it upright, as the images of an index.
 
     Raises:
         HTTPException: 413 if it has too many pixels, which its header says, 415 if it is no image or damaged.
     """
     too_many = HTTPException(413, f"The photograph has more than {MAX_PIXELS // 1_000_000} million pixels.")
     try:
-        image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise too_many
-        image.load()
-    except HTTPException:
-        raise
+        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise too_many
+        return decode_upright(content, "photograph")
     except BOMBS as error:
         raise too_many from error
+    except HTTPException:
+        raise
     except Exception as error:  # every format's decoder raises its own
-        raise HTTPException(415, f"This is no photograph that can be read. Send a whole {NAMES} file.") from error
-    return image
+        what = f"This is no photograph that can be read. Send a whole {NAMES} file with 8 or 16 bits per colour."
+        raise HTTPException(415, what) from error

@@ -6,6 +6,7 @@ const K = 60;
 const $ = (id) => document.getElementById(id);
 const uploads = new Map();
 let points = [];  // operating points of the index: {far, threshold}
+let maxBytes = 0;
 let matches = [];
 let latest = 0;  // number of the newest search; answers of older ones are dropped
 
@@ -25,6 +26,12 @@ function say(status, fault = "") {
   $("status").textContent = status;
   $("error").textContent = fault;
   $("error").hidden = !fault;
+}
+
+// Of the loosest measured point at which at most one in a hundred pairs of different things is taken for the same.
+function startingThreshold() {
+  const strict = points.filter((point) => point.far <= 0.01).sort((one, other) => other.far - one.far);
+  return (strict[0] ?? points.at(-1)).threshold;
 }
 
 function meaning(score) {
@@ -64,8 +71,8 @@ function tile(match) {
 }
 
 function show() {
-  const lowest = Number($("score").value);
-  $("score-value").textContent = lowest.toFixed(3);
+  const lowest = Number($("score").value) || -1;
+  $("score-value").textContent = lowest < 0 ? "any" : lowest.toFixed(3);
   $("score-meaning").textContent = meaning(lowest);
   const kept = matches.filter((match) => match.score >= lowest);
   $("results").replaceChildren(...kept.map(tile));
@@ -101,6 +108,12 @@ async function search() {
   $("query-text").textContent = file
     ? "Your photograph. Drop, paste or choose another one to search again."
     : `From the index: ${query.name || "an image without a label"}. Drop, paste or choose a photograph to search for another one.`;
+  if (file && file.size > maxBytes) {
+    $("results").hidden = true;
+    document.body.classList.remove("busy");
+    say("", `The photograph has more than ${Math.floor(maxBytes / 1e6)} MB. Make it smaller, and try again.`);
+    return;
+  }
   const parameters = new URLSearchParams({ k: K });
   if ($("label").value) parameters.set("label", $("label").value);
   document.body.classList.add("busy");
@@ -115,7 +128,7 @@ async function search() {
     show();
   } catch (error) {
     if (number !== latest) return;
-    $("results").hidden = true;
+    $("results").hidden = $("filters").hidden = true;
     say("", error.message);
   } finally {
     if (number === latest) document.body.classList.remove("busy");
@@ -137,6 +150,7 @@ function take(files) {
   go({ upload });
 }
 
+$("query-image").addEventListener("error", () => { $("query-image").hidden = true; });
 addEventListener("dragover", (event) => { event.preventDefault(); $("query").classList.add("over"); });
 addEventListener("dragleave", () => $("query").classList.remove("over"));
 addEventListener("drop", (event) => {
@@ -156,7 +170,8 @@ async function start() {
     const [about, labels] = await Promise.all([ask("/api/about"), ask("/api/labels")]);
     $("about").textContent = `${about.images.toLocaleString("en")} images, ${labels.length.toLocaleString("en")} labels. Your photographs stay on this server and are not kept.`;
     points = about.operating_points;
-    if (points.length) $("score").value = points[0].threshold;
+    maxBytes = about.max_bytes;
+    if (points.length) $("score").value = startingThreshold();
     for (const { label, images } of labels) $("label").append(new Option(`${label} (${images.toLocaleString("en")})`, label));
     const id = location.hash.slice(1);
     if (!history.state && /^[0-9a-f]{32}$/.test(id)) history.replaceState({ id }, "");
