@@ -3,8 +3,8 @@
     python -m proxynca_jax.serve --index photos.lance --port 8000
     python -m benchmarks.page_load /data/photographs --port 8000 --clients 50 --seconds 60
 
-Each client sends the next photograph as soon as it has an answer; after a refusal it waits as long as the answer says.
-Prints requests per second, latencies of the answered ones, refusals, and the server's memory. docs/serve.md has results.
+Each client sends the next photograph as soon as it has an answer; after a refusal it waits as it is told.
+Prints searches per second, latencies, refusals, and the memory of the server. docs/serve.md has results.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def main() -> None:
     before = server.memory_info().rss
     latencies, refusals = asyncio.run(_load(photographs, options.port, options.clients, seconds))
     after = server.memory_info().rss
-    median, high = np.percentile(latencies, [50, 95])
+    median, high = 1000 * np.percentile(latencies, [50, 95])
     print(
-        f"{len(latencies) / seconds:.1f} searches/s, median {1000 * median:.0f} ms, 95th percentile {1000 * high:.0f} ms, "
+        f"{len(latencies) / seconds:.1f} searches/s, median {median:.0f} ms, 95th percentile {high:.0f} ms, "
         f"{refusals} refusals, server {before / 2**20:.0f} MiB before, {after / 2**20:.0f} MiB after"
     )
 

@@ -29,8 +29,8 @@ from proxynca_jax.version import __version__
 STATIC = Path(__file__).parent / "static"
 PLACES = 32  # requests that hold a photograph of at most `upload.MAX_BYTES`, or wait for the device
 MAX_K = 200
-FAULTS = {code: {"model": Fault} for code in (400, 404, 408, 413, 415, 422, 503)}
-IMAGE = {200: {"content": {"image/jpeg": {}}}, 404: {"model": Fault}}
+FAULTS: dict[int | str, dict[str, Any]] = {code: {"model": Fault} for code in (400, 404, 408, 413, 415, 422, 503)}
+IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 404: {"model": Fault}}
 # A picture is named by its content, so a browser may keep it as long as it likes.
 FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 
