@@ -13,9 +13,12 @@ if __name__ == "__main__":
     start_command()
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import socket
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import PIL.Image
 
@@ -23,7 +26,11 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.output import print_line
+from proxynca_jax.machine.signals import install, interrupt, leave_at_once, restore
 from proxynca_jax.vector_index.index import Index
+
+if TYPE_CHECKING:
+    import uvicorn
 
 MAX_CONNECTIONS = 256
 CLOSE_SECONDS = 3  # for answers that are under way at Ctrl-C
@@ -70,7 +77,27 @@ def _serve(options: argparse.Namespace) -> None:
         )
         address = f"[{host}]" if ":" in host else host
         print_line(f"{options.index}: {len(index):,} images at http://{address}:{port}/ (Ctrl-C stops)")
-        uvicorn.Server(config).run(sockets=[listener])
+        _run(uvicorn.Server(config), listener)
+
+
+def _run(server: "uvicorn.Server", listener: socket.socket) -> None:
+    """Serves until a signal of `STOPPING` arrives. Answers that are under way are finished first."""
+    arrived: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        arrived.append(number)
+        server.should_exit = True
+        install(leave_at_once)
+
+    # Its own handlers leave SIGHUP out, and take signals that should stay ignored.
+    server.capture_signals = contextlib.nullcontext  # pyright: ignore[reportAttributeAccessIssue]
+    before = install(stop)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        restore(before)
+    if arrived:
+        interrupt(arrived[0], None)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -83,8 +110,9 @@ def _listen(host: str, port: int) -> socket.socket:
         [(family, *_, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return socket.create_server(address[:2], family=family)
     except OSError as error:
+        fault, *_ = str(error.strerror).split(" (while")  # Python adds the address again
         raise UserError(
-            f"cannot listen at {host}, port {port}: {error.strerror}. Choose another --port, or --port 0 for any that "
+            f"cannot listen at {host}, port {port}: {fault}. Choose another --port, or --port 0 for any that "
             "is free; --host is an address of this machine."
         ) from error
 

@@ -294,7 +294,7 @@ def test_the_schema_and_no_page_from_elsewhere(client):
 def test_a_port_in_use_and_a_host_elsewhere():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"127.0.0.1, port {port}: Address already in use.*--port"):
+        with pytest.raises(UserError, match=rf"127.0.0.1, port {port}: Address already in use\. Choose another --port"):
             serve._listen("127.0.0.1", port)
     with pytest.raises(UserError, match=r"192.0.2.1, port 0"):
         serve._listen("192.0.2.1", 0)
