@@ -13,6 +13,7 @@ COMMANDS = {  # name: module, and what it does
     "index": ("proxynca_jax.index", "bring an index of images up to date with a folder"),
     "search": ("proxynca_jax.search", "find the images of an index that are similar to a photograph"),
     "duplicates": ("proxynca_jax.duplicates", "find images of an index that are the same or nearly so"),
+    "serve": ("proxynca_jax.serve", "search an index from a page in the browser, or by HTTP"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
     "export": ("proxynca_jax.export", "export the network of a run for other programs"),

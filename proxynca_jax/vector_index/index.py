@@ -98,6 +98,11 @@ class Index:
         return described[1] if described else 0
 
     @property
+    def engine(self) -> Engine:
+        """The rows, for reads and for searches by a vector."""
+        return self._engine
+
+    @property
     def embedder(self) -> Embedder:
         """The network that made the vectors.
 

@@ -1,0 +1,1 @@
+"""The page that searches an index, and its API: what `proxynca serve` serves."""
