@@ -1,7 +1,7 @@
 """Translates a JAX function of images into an ONNX graph.
 
-JAX traces the function into a jaxpr, a list of primitive operations. Each operation on activations becomes an ONNX node.
-What does not depend on the images is computed here and stored: kernels, and all arithmetic on them.
+JAX traces the function into a jaxpr, a list of primitive operations. Each one on activations becomes an ONNX node. What
+does not depend on the images is computed here and stored: kernels, and all arithmetic on them.
 
 - Operations with one algorithm per platform are translated by their default, which is the definition. So a convolution
   is one `Conv`, not the products and slices that XLA runs fast.
@@ -19,18 +19,17 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Literal
 from onnx import helper, numpy_helper
 
 OPSET = 17  # since onnxruntime 1.12
 IMAGES, EMBEDDINGS = "images", "embeddings"  # names of the input and the output
 NCHW = (0, 3, 1, 2)  # from NHWC
-Value = np.ndarray | str  # an array that is known now, or the name of a tensor in the graph
+Equation = Any  # jax.extend.core.JaxprEqn, whose abstract values have no shape in its annotations
+Value = Any  # a NumPy array, which is known now, or the name of a tensor in the graph
 
 
-def to_graph(
-    function: Callable[[jax.Array], jax.Array], images: jax.ShapeDtypeStruct, batch: str
-) -> onnx.GraphProto:
+def to_graph(function: Callable[[jax.Array], jax.Array], images: jax.ShapeDtypeStruct, batch: str) -> onnx.GraphProto:
     """Translates a function of one argument.
 
     Args:
@@ -111,7 +110,7 @@ class _Graph:
 
 def _translate(graph: _Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> list[Any]:
     """Translates the operations of a jaxpr one after the other, and those of jaxprs in it."""
-    jaxpr: Jaxpr = closed.jaxpr
+    jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -124,7 +123,7 @@ def _translate(graph: _Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -
     return list(map(read, jaxpr.outvars))
 
 
-def _translate_one(graph: _Graph, equation: JaxprEqn, inputs: list[Value]) -> list[Any]:
+def _translate_one(graph: _Graph, equation: Equation, inputs: list[Value]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "platform_index":
         return [np.int32(params["platforms"].index(None))]  # the default
@@ -141,12 +140,12 @@ def _translate_one(graph: _Graph, equation: JaxprEqn, inputs: list[Value]) -> li
     return found if isinstance(found, list) else [found]
 
 
-def _require(condition: bool, equation: JaxprEqn) -> None:
+def _require(condition: bool, equation: Equation) -> None:
     if not condition:
         raise NotImplementedError(f"this form of {equation.primitive.name} is not translated to ONNX: {equation}")
 
 
-def _axis(equation: JaxprEqn, axis: int) -> int:
+def _axis(equation: Equation, axis: int) -> int:
     """The place in the graph of an axis of the first input."""
     rank = len(equation.invars[0].aval.shape)
     return NCHW.index(axis) if rank == 4 else axis
@@ -161,7 +160,7 @@ def _elementwise(operation: str) -> Callable[..., str]:
     return lambda graph, _, *values: graph.add(operation, *map(_stored, values))
 
 
-def _add(graph: _Graph, equation: JaxprEqn, x: Value, y: Value) -> str:
+def _add(graph: _Graph, equation: Equation, x: Value, y: Value) -> str:
     convolution = graph.node(x, "Conv")
     channels = equation.outvars[0].aval.shape[-1]
     if convolution and len(convolution.input) == 2 and isinstance(y, np.ndarray) and y.shape == (1, 1, 1, channels):
@@ -169,20 +168,20 @@ def _add(graph: _Graph, equation: JaxprEqn, x: Value, y: Value) -> str:
     return graph.add("Add", _stored(x), _stored(y))
 
 
-def _max(graph: _Graph, _: JaxprEqn, x: Value, y: Value) -> str:
+def _max(graph: _Graph, _: Equation, x: Value, y: Value) -> str:
     if isinstance(y, np.ndarray) and y.ndim == 0 and y == 0:
         return graph.add("Relu", x)
     return graph.add("Max", _stored(x), _stored(y))
 
 
-def _min(graph: _Graph, _: JaxprEqn, x: Value, y: Value) -> str:
+def _min(graph: _Graph, _: Equation, x: Value, y: Value) -> str:
     relu = graph.node(x, "Relu")
     if relu and isinstance(y, np.ndarray) and y.ndim == 0:
         return graph.add("Clip", relu.input[0], np.zeros_like(y), y)
     return graph.add("Min", _stored(x), _stored(y))
 
 
-def _convolution(graph: _Graph, equation: JaxprEqn, x: Value, kernel: Value) -> str:
+def _convolution(graph: _Graph, equation: Equation, x: Value, kernel: Value) -> str:
     params = equation.params
     numbers = params["dimension_numbers"]
     _require(numbers.lhs_spec == numbers.out_spec == NCHW and isinstance(kernel, np.ndarray), equation)
@@ -202,7 +201,7 @@ def _pads(rows_and_columns: Sequence[tuple[int, int]]) -> list[int]:
     return [int(pixels) for side in zip(*rows_and_columns, strict=True) for pixels in side]
 
 
-def _pool(graph: _Graph, equation: JaxprEqn, operation: str, x: Value, **attributes: int) -> str:
+def _pool(graph: _Graph, equation: Equation, operation: str, x: Value, **attributes: int) -> str:
     params = equation.params
     window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
     _require({*params["base_dilation"], *params["window_dilation"], window[0], window[3]} == {1}, equation)
@@ -211,38 +210,38 @@ def _pool(graph: _Graph, equation: JaxprEqn, operation: str, x: Value, **attribu
     )
 
 
-def _max_pool(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
+def _max_pool(graph: _Graph, equation: Equation, x: Value) -> str:
     return _pool(graph, equation, "MaxPool", x)
 
 
-def _sum_pool(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
+def _sum_pool(graph: _Graph, equation: Equation, x: Value) -> str:
     """The mean times the size of the window. `_divide` leaves the product out of an average."""
     mean = _pool(graph, equation, "AveragePool", x, count_include_pad=1)
     return graph.add("Mul", mean, np.float32(np.prod(equation.params["window_dimensions"])))
 
 
-def _divide(graph: _Graph, _: JaxprEqn, x: Value, y: Value) -> str:
+def _divide(graph: _Graph, _: Equation, x: Value, y: Value) -> str:
     product = graph.node(x, "Mul")
     if product and graph.node(product.input[0], "AveragePool") and np.array_equal(graph.constants[product.input[1]], y):
         return product.input[0]
     return graph.add("Div", _stored(x), _stored(y))
 
 
-def _concatenate(graph: _Graph, equation: JaxprEqn, *values: Value) -> str:
+def _concatenate(graph: _Graph, equation: Equation, *values: Value) -> str:
     return graph.add("Concat", *map(_stored, values), axis=_axis(equation, equation.params["dimension"]))
 
 
-def _split(graph: _Graph, equation: JaxprEqn, x: Value) -> list[str]:
+def _split(graph: _Graph, equation: Equation, x: Value) -> list[str]:
     sizes = np.array(equation.params["sizes"], np.int64)
     return graph.add("Split", x, sizes, outputs=len(sizes), axis=_axis(equation, equation.params["axis"]))
 
 
-def _reduce_sum(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
+def _reduce_sum(graph: _Graph, equation: Equation, x: Value) -> str:
     axes = np.array(sorted(_axis(equation, axis) for axis in equation.params["axes"]))
     return graph.add("ReduceSum", x, axes, keepdims=0)
 
 
-def _broadcast(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
+def _broadcast(graph: _Graph, equation: Equation, x: Value) -> str:
     """Only new axes of length 1: the others are repeated where they are used."""
     shape, kept = equation.params["shape"], equation.params["broadcast_dimensions"]
     new = [axis for axis in range(len(shape)) if axis not in kept]
@@ -251,21 +250,21 @@ def _broadcast(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
     return graph.add("Unsqueeze", x, np.array(new))
 
 
-def _reverse(graph: _Graph, equation: JaxprEqn, x: Value) -> str:
+def _reverse(graph: _Graph, equation: Equation, x: Value) -> str:
     shape = equation.invars[0].aval.shape
     for axis in equation.params["dimensions"]:
         x = graph.add("Gather", x, np.arange(shape[axis])[::-1], axis=_axis(equation, axis))
     return x
 
 
-def _cast(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+def _cast(graph: _Graph, equation: Equation, x: Value) -> Value:
     dtype = np.dtype(equation.params["new_dtype"])
     if dtype == equation.invars[0].aval.dtype:
         return x
     return graph.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(dtype))
 
 
-def _product(graph: _Graph, equation: JaxprEqn, x: Value, y: Value) -> str:
+def _product(graph: _Graph, equation: Equation, x: Value, y: Value) -> str:
     _require(equation.params["dimension_numbers"] == (((1,), (0,)), ((), ())), equation)
     return graph.add("MatMul", x, y)
 
