@@ -7,7 +7,7 @@
 With `--images`, `--run` may also be weights: a converted file, an exported network's folder, or the name of a package's
 weights. A run's data set has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
 
-`--runtime onnxruntime` computes on the CPU, faster than JAX does and without compilation; see docs/export.md.
+`--runtime onnxruntime` computes on the CPU, faster than JAX does there; see docs/export.md.
 
 `--images` turns photographs upright, as their EXIF orientation says. Images that cannot be read are left out and listed
 in a file next to the output; with `--strict`, the first of them ends the command.

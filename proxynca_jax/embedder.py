@@ -240,7 +240,7 @@ class Embedder:
                 weights, such as "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not,
                 vectors are the backbone's features.
             checkpoint: of a run: "best" or "latest".
-            runtime: "jax", or "onnxruntime" for the CPU: faster there, without compilation, and equal within rounding.
+            runtime: "jax", or "onnxruntime" for the CPU: faster there, and equal within rounding.
                 It needs `pip install 'proxynca_jax[onnx]'`.
 
         Raises:

@@ -101,6 +101,7 @@ def convolve(
         precision=precision,
         padding=padding,
     )
+    # The default is the definition, which exported ONNX graphs contain.
     return jax.lax.platform_dependent(
         x,
         kernel,
