@@ -14,6 +14,7 @@
     amp                    channels_last with bfloat16 by autocast; GPUs only
     compile_amp            compile and amp
     compile_graphs_amp     compile_graphs and amp
+    onnxruntime            the exported ONNX file; embedding only, on the CPU even if there is a GPU
 
 --backbone chooses the network: bn_inception (default) or efficientnet_lite0. --image_size is the side of the images in
 pixels, by default the one that the network's weights expect: 227 or 224. With --fixed_batch_norm, training normalises
@@ -175,6 +176,30 @@ def torch(work: Work, *, channels_last: bool = True, mode: str | None = None, am
     return {"train": train, "embed": embed}[work.step]
 
 
+def onnxruntime(work: Work) -> Program:
+    """Builds onnxruntime's program for the embedding step.
+
+    Raises:
+        UserError: the step is another, or onnxruntime is not installed.
+    """
+    from proxynca_jax.exported_files.onnx_file import onnxruntime_step
+    from proxynca_jax.models.network import init_network
+
+    if work.step != "embed":
+        raise UserError("onnxruntime only embeds")
+    _, variables = init_network(work.model, np.random.default_rng(0))
+    embed_step = onnxruntime_step(work.model, variables, work.image_size)
+    images, _ = make_batch(work.batch_size, work.image_size)
+
+    folded = embed_step.fold(variables)
+
+    def embed(count: int) -> None:
+        for _ in range(count):
+            embed_step.embed(folded, images)
+
+    return embed
+
+
 def torch_peak_mb() -> float:
     """Returns PyTorch's peak memory so far, in MB: on the GPU if there is one, otherwise of this process."""
     import torch
@@ -195,6 +220,10 @@ def load_torch() -> None:
 def load_torch_and_keep_memory() -> None:
     keep_freed_memory()  # before PyTorch starts its threads
     load_torch()
+
+
+def no_profile(_program: Program, _steps: int) -> None:
+    """Returns no profile: a GPU has no part in it."""
 
 
 def in_jax(dtype: str) -> Variant:
@@ -220,6 +249,7 @@ VARIANTS = {
     "amp": in_torch("bfloat16", amp=True),
     "compile_amp": in_torch("bfloat16", mode="default", amp=True),
     "compile_graphs_amp": in_torch("bfloat16", mode=CUDA_GRAPHS, amp=True),
+    "onnxruntime": Variant(onnxruntime, load_jax, process_peak_mb, no_profile, "float32", starts_alone=False),
 }
 
 

@@ -88,8 +88,7 @@ def to_torch(source: pathlib.Path, output: pathlib.Path) -> None:
     """
     torch_files.import_torch()
     found = load_network(source)
-    names = look_up(NAMES, found.backbone, f"the backbone of {source}")
-    state = dict(names.to_torch(path, value) for path, value in found.tensors.items())
+    state = conversion.to_torch(found.tensors, found.backbone)
     conversion.accept(state, found.backbone, source)
     _keep_apart(source, output)
     torch_files.write_state_dict(output, state)

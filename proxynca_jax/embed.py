@@ -7,6 +7,8 @@
 With `--images`, `--run` may also be weights: a converted file, an exported network's folder, or the name of a package's
 weights. A run's data set has the splits train, test (the evaluation's queries) and, if the queries search one, gallery.
 
+`--runtime onnxruntime` computes on the CPU, faster than JAX does there; see docs/export.md.
+
 `--images` turns photographs upright, as their EXIF orientation says. Images that cannot be read are left out and listed
 in a file next to the output; with `--strict`, the first of them ends the command.
 
@@ -32,9 +34,11 @@ from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.photographs import find_photographs, readable
 from proxynca_jax.data.split import GALLERY, QUERY, TRAIN, DataSet, Split
 from proxynca_jax.embedder import (
+    RUNTIMES,
     TrainedNetwork,
     embed_batches,
     embedding_width,
+    in_runtime,
     load_network,
     load_weights,
     preprocessing_of,
@@ -52,6 +56,7 @@ from proxynca_jax.runs.embedding_files import Contents, check_output, write_embe
 from proxynca_jax.runs.image_list import inspect_as_trained
 from proxynca_jax.weights.pretrained import are_weights
 
+RUNTIME = "onnxruntime is faster on CPUs and needs pip install 'proxynca_jax[onnx]' (default: jax)"
 SPLITS = {
     "train": TRAIN,
     "test": QUERY,
@@ -75,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     source.add_argument("--images", type=path, metavar="FOLDER", help="embed all images in it, however deep")
     parser.add_argument("--strict", action="store_true", help="with --images: stop at one that cannot be read")
     parser.add_argument("--output", type=path, required=True, metavar="FILE", help=".npz or .parquet")
+    parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help=RUNTIME)
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
     if options.strict and not options.images:
@@ -136,9 +142,12 @@ def _load(options: argparse.Namespace) -> tuple[TrainedNetwork, TrainConfig, dic
     if are_weights(options.run):
         if options.split:
             raise UserError(f"{options.run} are weights, which have no data set. Name a folder with --images.")
-        return *load_weights(options.run, graphs=graphs), {"weights": str(options.run)}
-    network, config, step = load_network(options.run, options.checkpoint, graphs=graphs)
-    return network, config, {"run": str(options.run.absolute()), "checkpoint": options.checkpoint, "step": step}
+        network, config = load_weights(options.run, graphs=graphs)
+        origin = {"weights": str(options.run)}
+    else:
+        network, config, step = load_network(options.run, options.checkpoint, graphs=graphs)
+        origin = {"run": str(options.run.absolute()), "checkpoint": options.checkpoint, "step": step}
+    return *in_runtime(options.runtime, network, config), origin | {"runtime": options.runtime}
 
 
 def _choose_split(

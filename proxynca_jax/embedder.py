@@ -20,6 +20,7 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, evaluation_
 from proxynca_jax.data.given_images import GivenImage, given_split
 from proxynca_jax.data.split import Split
 from proxynca_jax.errors import UserError, nearest
+from proxynca_jax.exported_files.onnx_file import onnxruntime_step
 from proxynca_jax.machine import arguments
 from proxynca_jax.machine.interrupt import never
 from proxynca_jax.machine.precision import computed_in
@@ -33,6 +34,8 @@ from proxynca_jax.sharding import Layout
 from proxynca_jax.weights import hub_download, hub_folder
 from proxynca_jax.weights.converted_file import Converted
 from proxynca_jax.weights.pretrained import are_weights, fill, is_exported, read_weights
+
+RUNTIMES = ("jax", "onnxruntime")  # what computes embeddings
 
 
 class TrainedNetwork(NamedTuple):
@@ -122,6 +125,24 @@ def _settings_of(weights: Converted) -> TrainConfig:
     return config
 
 
+def in_runtime(runtime: str, network: TrainedNetwork, config: TrainConfig) -> tuple[TrainedNetwork, TrainConfig]:
+    """Returns a network whose embeddings a runtime computes, and its configuration.
+
+    Args:
+        runtime: one of `RUNTIMES`. onnxruntime computes in float32.
+        network: from `load_network` or `load_weights`.
+        config: of the network.
+
+    Raises:
+        UserError: if the runtime is not installed.
+    """
+    if runtime == "jax":
+        return network, config
+    step = onnxruntime_step(config.model, network.variables, config.data.image_size)
+    model = dataclasses.replace(config.model, compute_dtype="float32")
+    return network._replace(embed_step=step), dataclasses.replace(config, model=model)
+
+
 def embedding_width(config: TrainConfig) -> int:
     """Returns D, the width of a network's vectors: without an embedding layer, that of its features."""
     return config.model.embedding_dim or BACKBONES[config.model.backbone].features
@@ -205,10 +226,10 @@ class Embedder:
         config: their sizes, the batch size and the number of threads.
         origin: where the network comes from, for `about`.
         """
-        self._network, self._config, self._origin = network, config, dict(origin or {})
+        self.network, self.config, self._origin = network, config, dict(origin or {})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best") -> "Embedder":
+    def load(cls, path: str | os.PathLike[str], *, checkpoint: str = "best", runtime: str = RUNTIMES[0]) -> "Embedder":
         """Reads a network from this machine.
 
         >>> Embedder.load("runs/mine", checkpoint="latest").dim
@@ -219,18 +240,22 @@ class Embedder:
                 weights, such as "efficientnet_lite0". If weights have no embedding layer, as ImageNet's have not,
                 vectors are the backbone's features.
             checkpoint: of a run: "best" or "latest".
+            runtime: "jax", or "onnxruntime" for the CPU: faster there, and equal within rounding.
+                It needs `pip install 'proxynca_jax[onnx]'`.
 
         Raises:
-            UserError: if it is none of them, or the run has no such checkpoint.
+            UserError: if it is none of them, the run has no such checkpoint, or the runtime is not installed.
         """
         path = arguments.path(path)
+        for name, value, valid in (("checkpoint", checkpoint, KINDS), ("runtime", runtime, RUNTIMES)):
+            if value not in valid:
+                raise UserError(f"{name} is {value!r}: {nearest(value, valid)}")
         if are_weights(path):
             origin = path.absolute() if path.exists() else path  # a package's name has no folder
-            return cls(*load_weights(path), {"model": str(origin)})
-        if checkpoint not in KINDS:
-            raise UserError(f"checkpoint is {checkpoint!r}: {nearest(checkpoint, KINDS)}")
+            return cls(*in_runtime(runtime, *load_weights(path)), {"model": str(origin)})
         network, config, step = load_network(path, checkpoint)
-        return cls(network, config, {"model": str(path.absolute()), "checkpoint": checkpoint, "step": step})
+        origin = {"model": str(path.absolute()), "checkpoint": checkpoint, "step": step}
+        return cls(*in_runtime(runtime, network, config), origin)
 
     @classmethod
     def from_pretrained(
@@ -259,30 +284,30 @@ class Embedder:
 
     def with_batch_size(self, images: int) -> "Embedder":
         """Returns this network with batches of another size. Batches are padded, so single images are faster by 1."""
-        return Embedder(self._network, self._in_batches(images), self._origin)
+        return Embedder(self.network, self._in_batches(images), self._origin)
 
     @property
     def dim(self) -> int:
         """D, the width of a vector."""
-        return embedding_width(self._config)
+        return embedding_width(self.config)
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What the vectors depend on, as JSON: the digest of the network's arrays, its sizes, and its origin."""
         return {
             **self._origin,
-            "weights": digest(self._network.variables),
-            "backbone": self._config.model.backbone,
+            "weights": digest(self.network.variables),
+            "backbone": self.config.model.backbone,
             "dimensions": self.dim,
-            "compute_dtype": computed_in(self._config.model.compute_dtype),
-            "preprocessing": json.loads(json.dumps(preprocessing_of(self._config))),  # tuples become lists
+            "compute_dtype": computed_in(self.config.model.compute_dtype),
+            "preprocessing": json.loads(json.dumps(preprocessing_of(self.config))),  # tuples become lists
         }
 
     def batches(
         self, split: Split, check: Callable[[], None] = never, *, batch_size: int | None = None
     ) -> Generator[Float[np.ndarray, "batch dim"], None, None]:
         """Embeds a split batch by batch, as `embed_batches` does, without a bar."""
-        return embed_batches(self._network, split, self._in_batches(batch_size), check, progress=False)
+        return embed_batches(self.network, split, self._in_batches(batch_size), check, progress=False)
 
     def embed(
         self, images: Iterable[GivenImage], *, batch_size: int | None = None, progress: bool = False
@@ -329,9 +354,9 @@ class Embedder:
     def _in_batches(self, batch_size: int | None) -> TrainConfig:
         """The configuration, with another batch size if one is given."""
         if batch_size is None:
-            return self._config
+            return self.config
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
         return dataclasses.replace(
-            self._config, evaluation=dataclasses.replace(self._config.evaluation, batch_size=batch_size)
+            self.config, evaluation=dataclasses.replace(self.config.evaluation, batch_size=batch_size)
         )

@@ -128,7 +128,7 @@ def test_a_stopped_update_keeps_what_it_has_and_goes_on(photographs, networks, t
     monkeypatch.setattr(update, "ROWS_PER_ADD", 4)
     address = tmp_path / "i.lance"
     index = Index.open(address, networks[0])
-    index._embedder._config.evaluation.batch_size = 4
+    index._embedder.config.evaluation.batch_size = 4
     calls = iter(range(100))
 
     def check() -> None:
@@ -170,7 +170,7 @@ def test_another_network_is_refused_and_rebuilds(photographs, networks, tmp_path
     before = vectors(address)
     index = Index.open(address, networks[1], rebuild=True)
     monkeypatch.setattr(update, "ROWS_PER_ADD", 4)
-    index._embedder._config.evaluation.batch_size = 4
+    index._embedder.config.evaluation.batch_size = 4
     calls = iter(range(100))
 
     def check() -> None:

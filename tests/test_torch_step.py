@@ -382,3 +382,10 @@ def test_last_line_of_the_command_is_json():
     assert eager["model_flops_utilisation"] > 0
     assert amp["error"] == "amp is for GPUs, and PyTorch finds none"
     assert "Traceback" not in done.stderr
+
+
+def test_onnxruntime_only_embeds():
+    model = ModelConfig(backbone="tiny")
+    torch_step.onnxruntime(Work("embed", 2, model, 32))(2)
+    with pytest.raises(UserError, match="onnxruntime only embeds"):
+        torch_step.onnxruntime(Work("train", 2, model, 32))

@@ -32,7 +32,7 @@ def normalise(
         images: RGB bytes.
         preprocessing: of the backbone. Its sizes are not used here.
     """
-    pixels = jnp.asarray(images if preprocessing.channel_order == "RGB" else images[..., ::-1], jnp.float32)
+    pixels = jnp.asarray(images if preprocessing.channel_order == "RGB" else jnp.flip(images, -1), jnp.float32)
     mean, std = (jnp.asarray(values)[None, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (preprocessing.scale * pixels - mean) / std
 

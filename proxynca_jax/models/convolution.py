@@ -95,12 +95,20 @@ def convolve(
     """
     padding = padding or centred_padding(kernel.shape[1])
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
-    on_gpu = convolution_of_blocks_on_gpu if blocks else plain_convolution
+    on_gpu = functools.partial(
+        convolution_of_blocks_on_gpu if blocks else plain_convolution,
+        stride=stride,
+        precision=precision,
+        padding=padding,
+    )
+    # The default is the definition, which exported ONNX graphs contain.
     return jax.lax.platform_dependent(
         x,
         kernel,
         cpu=functools.partial(convolution_on_cpu, stride=stride, padding=padding),
-        default=functools.partial(on_gpu, stride=stride, precision=precision, padding=padding),
+        cuda=on_gpu,
+        rocm=on_gpu,
+        default=functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding),
     )
 
 

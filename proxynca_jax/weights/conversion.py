@@ -25,6 +25,20 @@ def to_flax(state: Tensors, backbone: str) -> dict[str, Shaped[np.ndarray, "..."
     return dict(NAMES[backbone].to_flax(key, value) for key, value in state.items())
 
 
+def to_torch(leaves: Tensors, backbone: str) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Renames and transposes the leaves of a network to a PyTorch state dict: the inverse of `to_flax`.
+
+    Args:
+        leaves: by path.
+        backbone: a key of `NAMES`.
+
+    Raises:
+        UserError: if the backbone has no names in PyTorch, or a leaf is unknown.
+    """
+    names = look_up(NAMES, backbone, "the backbone")
+    return dict(names.to_torch(path, value) for path, value in leaves.items())
+
+
 def accept(
     state: Tensors, backbone: str, source: str | os.PathLike[str]
 ) -> tuple[dict[str, Shaped[np.ndarray, "..."]], tuple[str, ...]]:

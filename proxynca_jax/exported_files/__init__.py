@@ -1,0 +1,1 @@
+"""A network as one file for other programs: ONNX, StableHLO, or a PyTorch state dict."""
