@@ -32,7 +32,7 @@ from proxynca_jax.checks.images import (
     check_readable,
     check_single_images,
 )
-from proxynca_jax.checks.machine import check_disk, check_memory, check_versions
+from proxynca_jax.checks.machine import check_cache, check_disk, check_memory, check_versions
 from proxynca_jax.checks.near_duplicates import check_near_duplicates
 from proxynca_jax.checks.sheet import Row, draw_sheet
 from proxynca_jax.config import SKIP, TrainConfig
@@ -83,7 +83,8 @@ def examine(
     yield from _attempt(lambda: _look(dataset, config, sheet))
     yield from check_memory(dataset, config, width=config.model.embedding_dim)
     state_bytes, weights_fit = yield from _check_network(dataset, config)
-    yield from check_disk(dataset, config, run, state_bytes)
+    yield from check_disk(run, state_bytes)
+    yield from check_cache(dataset, config)
     if weights_fit:
         yield from _attempt(lambda: _compare(dataset, config, check))
 
@@ -94,7 +95,7 @@ def _attempt(check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
         warnings.simplefilter("always")
         try:
             findings = list(check())
-        except UserError as error:
+        except (UserError, MemoryError) as error:
             findings = [Finding(ERROR, str(error))]
     yield from (Finding(WARNING, str(warning.message)) for warning in caught)
     yield from findings
@@ -116,7 +117,12 @@ def _load(config: TrainConfig, check: Callable[[], None]) -> Generator[Finding, 
     def load() -> Iterator[Finding]:
         dataset = load_dataset(config.data)
         skipping = dataclasses.replace(config.data, on_bad_image=SKIP)
-        sides, faults = inspect_splits(dataset.sides(), skipping, check)
+        try:
+            sides, faults = inspect_splits(dataset.sides(), skipping, check)
+        except UserError:  # a class has no other images
+            strict = dataclasses.replace(config.data, on_bad_image="error")
+            inspect_splits(dataset.sides(), strict, check)  # an error, which lists them
+            return
         yield from check_readable(faults, config.data)
         train, *evaluation = sides.values()
         found.append(DataSet(train, Evaluation(*evaluation)))

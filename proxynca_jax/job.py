@@ -125,7 +125,7 @@ def prepare(
     open_run(run, config, list_images(dataset.sides(), dataset), left_out, locks)
     log = MetricLog(run, writes=processes.is_first())
     log.line(_describe(config, run, train_split, evaluation))
-    findings += check_disk(dataset, config, run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    findings += check_disk(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     for finding in findings:
         if finding.level != OK:
             log.line(f"{finding.level}: {finding.text}")

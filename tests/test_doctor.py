@@ -82,7 +82,7 @@ def test_each_fault_has_its_line(root, capsys):
     shutil.copyfile(root / trained[1] / "0.jpg", root / evaluated[1] / "leaked.jpg")
     shutil.copyfile(root / trained[2] / "0.jpg", root / trained[3] / "two_labels.jpg")
     shutil.copyfile(root / evaluated[2] / "0.jpg", root / evaluated[2] / "twice.jpg")
-    Image.new("RGB", (40, 40)).save(root / evaluated[3] / "black.png")
+    Image.new("RGB", (40, 40), "red").save(root / evaluated[3] / "red.png")
     lines = report(root, capsys, status=1)
     text = "\n".join(lines)
     assert (
@@ -96,7 +96,7 @@ def test_each_fault_has_its_line(root, capsys):
     assert f"error   1 images are for training and for evaluation; remove one of each: {leaked}" in text
     assert "warning 1 images have two labels; remove the wrong one of each: " in text
     assert "warning 1 images are there twice in their class" in text
-    assert f"show nothing but one colour: {root / evaluated[3] / 'black.png'}" in text
+    assert f"show nothing but one colour: {root / evaluated[3] / 'red.png'}" in text
     assert lines[-1].startswith("2 error, 5 warning")
 
 
@@ -112,6 +112,15 @@ def test_wrong_settings_are_errors_and_the_rest_is_still_checked(root, tmp_path,
     lines = report(tmp_path / "nothing", capsys, status=1)
     assert [line.split()[0] for line in lines[:-1]] == ["ok", "ok", "ok", "error"]
     assert "is not a directory" in lines[-2]
+
+
+def test_a_class_without_a_good_image_does_not_hide_the_bad_ones(root, capsys):
+    for path in (root / "class_00").iterdir():
+        path.write_bytes(b"no image")
+    lines = report(root, capsys, status=1)
+    text = "\n".join(lines)
+    assert "5 of 40 images cannot be used" in text
+    assert text.count("cannot decode") == 5
 
 
 def test_a_full_disk_is_an_error(root, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from proxynca_jax.data.split import QUERY, TRAIN, DataSet, Split
 ACROSS = "are for training and for evaluation; remove one"
 TWO_LABELS = "have two labels; remove the wrong one"
 TWICE = "are there twice in their class, where finding the other one is no achievement; remove one"
-FLAT = 2.0  # standard deviation of the pixels, 0 to 127, below which an image shows nothing
+FLAT = 2.0  # standard deviation of each channel, 0 to 127, below which an image shows nothing
 
 
 def check_counts(dataset: DataSet, config: DataConfig) -> Iterator[Finding]:
@@ -84,8 +84,7 @@ def check_equal_contents(dataset: DataSet, config: DataConfig) -> Iterator[Findi
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for rows in found.values():
         if len(rows) > 1:
-            (_, _, first), (_, _, second), *_ = rows
-            groups[_relation(rows)].append(f"{first} = {second}")
+            groups[_relation(rows)].append(" = ".join(name for _, _, name in rows))
     levels = {ACROSS: WARNING if config.dataset in PUBLISHED_SPLITS else ERROR}
     for relation, pairs in groups.items():
         yield Finding(levels.get(relation, WARNING), f"{len(pairs):,} images {relation} of each: {listed(pairs)}")
@@ -110,7 +109,7 @@ def check_pixels(
         split: Where they are from.
         rows: Their places in the split.
     """
-    flat = [row for row, image in zip(rows, images, strict=True) if image.std() < FLAT]
+    flat = [row for row, image in zip(rows, images, strict=True) if image.std((0, 1)).max() < FLAT]
     if flat:
         names = listed(split.names[row] for row in flat)
         yield Finding(WARNING, f"{len(flat):,} of {len(rows):,} images looked at show nothing but one colour: {names}")

@@ -68,25 +68,33 @@ def check_memory(dataset: DataSet, config: TrainConfig, *, width: int) -> Iterat
             yield Finding(OK, f"training images on the device take {places * height * width * 3 / 1e9:.2f} GB")
 
 
-def check_disk(dataset: DataSet, config: TrainConfig, folder: Path, state_bytes: int) -> Iterator[Finding]:
-    """Compares the size of a run's states, and of the cache of decoded images, with what is free.
+def check_disk(folder: Path, state_bytes: int) -> Iterator[Finding]:
+    """Compares the size of a run's states with what is free.
+
+    Args:
+        folder: Of the run; it need not exist. A run that goes on replaces its states one by one.
+        state_bytes: Size of one state.
+    """
+    states = 1 if (folder / "checkpoints").exists() else STATES_ON_DISK
+    yield _room("a run's states take up to", states * state_bytes, folder, "--run")
+
+
+def check_cache(dataset: DataSet, config: TrainConfig) -> Iterator[Finding]:
+    """Compares the size of decoded images with what is free, if they are to be kept and are not there yet.
 
     Args:
         dataset: The images.
         config: Of the run.
-        folder: Of the run; it need not exist.
-        state_bytes: Size of one state.
     """
-    yield _room("a run's states take up to", STATES_ON_DISK * state_bytes, folder, "--run")
-    if config.data.cache:
+    folder = Path(config.data.cache).expanduser()
+    if config.data.cache and not (folder.is_dir() and any(folder.iterdir())):
         split = dataset.train
         rows = sample(split, SIZES)
         sizes = [shrunk_size(*loaded_size(split, row), config.data.max_side) for row in rows]
         training = len(split.labels) * float(np.mean([height * width for height, width in sizes])) * 3
         crops = sum(len(split.labels) for split in dataset.evaluation.splits()) * config.data.image_size**2 * 3
-        cache = Path(config.data.cache).expanduser()
         yield _room(
-            f"decoded images, by the size of {len(rows)}, take about", round(training + crops), cache, "data.cache"
+            f"decoded images, by the size of {len(rows)}, take about", round(training + crops), folder, "data.cache"
         )
 
 

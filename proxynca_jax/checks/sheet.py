@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 from jaxtyping import Float, UInt8
-from PIL import ImageFont
 
+from proxynca_jax.data.datasets.glyphs import face
 from proxynca_jax.machine.output import printable
 from proxynca_jax.models.backbone import Preprocessing, normalise
 
@@ -33,7 +33,7 @@ def draw_sheet(rows: Sequence[Row], preprocessing: Preprocessing) -> bytes:
     columns = max(len(images) for _, images, _ in rows)
     height = TILE + 2 * LINE + GAP
     sheet = PIL.Image.new("RGB", (GAP + columns * (TILE + GAP), GAP + len(rows) * height), PAPER)
-    pen, font = PIL.ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    pen, font = PIL.ImageDraw.Draw(sheet), face("DejaVuSans").font_variant(size=TEXT)
     for number, (heading, images, classes) in enumerate(rows):
         top = GAP + number * height
         pen.text((GAP, top), heading, fill=INK, font=font)

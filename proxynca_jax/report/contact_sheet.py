@@ -7,8 +7,8 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageOps
-from PIL import ImageFont
 
+from proxynca_jax.data.datasets.glyphs import face
 from proxynca_jax.machine.output import printable
 from proxynca_jax.vector_index.engine import Match
 
@@ -44,7 +44,7 @@ def contact_sheet(photographs: Sequence[Path], found: Sequence[Sequence[Match]],
 
 
 def _put(sheet: PIL.Image.Image, path: Path, left: int, top: int, lines: Sequence[str], colour: str) -> None:
-    pen, font = PIL.ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    pen, font = PIL.ImageDraw.Draw(sheet), face("DejaVuSans").font_variant(size=TEXT)
     pen.rectangle(
         (left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline=colour, width=4 if colour == QUERY else 1
     )
