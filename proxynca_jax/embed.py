@@ -12,6 +12,10 @@ weights. A run's data set has the splits train, test (the evaluation's queries) 
 `--images` turns photographs upright, as their EXIF orientation says. Images that cannot be read are left out and listed
 in a file next to the output; with `--strict`, the first of them ends the command.
 
+With `--distributed`, each of many processes takes a share of the images, by their paths, and writes a file of its own,
+such as photographs-00000-of-00002.parquet. They do not wait for each other. Started again, a process with such a file
+does nothing.
+
 The file contains embeddings, paths and, of a split, labels, as `embedding_files` describes. It replaces a file of the
 same name once it is complete, so an error or Ctrl-C leaves nothing half-written. Memory does not grow with its length.
 """
@@ -23,6 +27,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import json
 import pathlib
 import shlex
 import sys
@@ -44,7 +49,7 @@ from proxynca_jax.embedder import (
     preprocessing_of,
 )
 from proxynca_jax.errors import UserError
-from proxynca_jax.machine.arguments import NO_GRAPHS, path
+from proxynca_jax.machine.arguments import NO_GRAPHS, add_share, path, share_of
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
@@ -52,7 +57,7 @@ from proxynca_jax.machine.output import print_line, printable
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
-from proxynca_jax.runs.embedding_files import Contents, check_output, write_embeddings
+from proxynca_jax.runs.embedding_files import Contents, check_output, read_about, write_embeddings
 from proxynca_jax.runs.image_list import inspect_as_trained
 from proxynca_jax.weights.pretrained import are_weights
 
@@ -81,10 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--strict", action="store_true", help="with --images: stop at one that cannot be read")
     parser.add_argument("--output", type=path, required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help=RUNTIME)
+    add_share(parser)
     parser.add_argument("--no_graphs", action="store_true", help=NO_GRAPHS)
     options = parser.parse_args(arguments)
-    if options.strict and not options.images:
-        parser.error("--strict goes with --images")
+    if (options.strict or options.distributed) and not options.images:
+        parser.error("--strict and --distributed go with --images")
     with exit_on_user_error(), stop_on_signal() as check:
         try:
             _embed(options, check)
@@ -94,11 +100,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    share = number, count = share_of(options)
+    if count > 1:
+        options.output = options.output.with_stem(f"{options.output.stem}-{number:05d}-of-{count:05d}")
     check_output(options.output)
     network, config, origin = _load(options)
     dataset = photographs = None
     if options.images:
-        split, photographs = find_photographs(options.images)
+        split, photographs = find_photographs(options.images, share)
         names, labels = list[str](), None
     else:
         dataset = load_dataset(config.data)
@@ -119,6 +128,9 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
             "versions": versions(),
         },
     )
+    if count > 1 and (reason := _nothing_to_do(options.output, contents, images=len(split.names))):
+        print_line(f"{options.output}: {reason}")
+        return
     with contextlib.closing(embed_batches(network, split, config, check)) as batches:
         rows = batches if photographs is None else readable(batches, photographs, names, strict=options.strict)
         write_embeddings(options.output, rows, contents)
@@ -127,6 +139,14 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
         _list_left_out(options.output, photographs.faults)
     if dataset is not None:
         print_line(_describe_scoring(options, config, with_gallery=dataset.evaluation.gallery is not None))
+
+
+def _nothing_to_do(output: pathlib.Path, contents: Contents, *, images: int) -> str:
+    """Says why this process of many need not embed its share. Empty: it has to."""
+    if not images:
+        return "no image is in the share of this process, so there is no such file"
+    done = output.exists() and read_about(output) == json.loads(json.dumps(contents.about))
+    return "is there already, from the same network and folder. Delete it to embed its share again." if done else ""
 
 
 def _list_left_out(output: pathlib.Path, faults: Mapping[int, str]) -> None:

@@ -209,3 +209,25 @@ def test_memory_does_not_grow_with_the_file(suffix, tmp_path, monkeypatch):
     assert paths(path) == names
     if suffix == ".parquet":
         assert pq.read_metadata(path).num_row_groups == 12
+
+
+@FORMATS
+def test_processes_share_the_images(run, tmp_path, suffix, capsys):
+    folder = tmp_path / "images"
+    trees.draw_folder(folder, classes=3, images_per_class=3)
+    whole, output = tmp_path / f"whole{suffix}", tmp_path / f"shared{suffix}"
+    options = ["--run", str(run), "--images", str(folder)]
+    embed.main([*options, "--output", str(whole)])
+    parts = [tmp_path / f"shared-{number:05d}-of-00002{suffix}" for number in range(2)]
+    for number in range(2):
+        shared = ["--distributed", "--num_processes=2", f"--process_id={number}"]
+        embed.main([*options, "--output", str(output), *shared])
+    assert sorted(paths(parts[0]) + paths(parts[1])) == paths(whole)
+    assert not set(paths(parts[0])) & set(paths(parts[1]))
+    assert not output.exists()
+    written = parts[0].stat().st_mtime_ns
+    embed.main([*options, "--output", str(output), "--distributed", "--num_processes=2", "--process_id=0"])
+    assert "is there already, from the same network and folder" in capsys.readouterr().out
+    assert parts[0].stat().st_mtime_ns == written
+    embed.main([*options, "--output", str(output), "--distributed", "--num_processes=1000", "--process_id=0"])
+    assert "no image is in the share of this process" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -28,6 +29,17 @@ def list_images(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> lis
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
     return sorted(found)
+
+
+def in_share(path: Path | str, share: tuple[int, int]) -> bool:
+    """Whether a file belongs to the share of a process. That depends on its path alone.
+
+    Args:
+        path: Absolute.
+        share: The number of the process, from 0, and the number of processes.
+    """
+    number, count = share
+    return zlib.crc32(os.fsencode(path)) % count == number
 
 
 class FileImages(Sequence[bytes]):

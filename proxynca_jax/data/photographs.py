@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from proxynca_jax.data.image_files import IMAGE_SUFFIXES, list_images, read_image
+from proxynca_jax.data.image_files import IMAGE_SUFFIXES, in_share, list_images, read_image
 from proxynca_jax.data.pipeline import NO_LABEL
 from proxynca_jax.data.split import Split
 from proxynca_jax.data.transforms import Pixels, decode_upright
@@ -60,11 +60,12 @@ def _read_heic() -> bool:
     return True
 
 
-def find_photographs(folder: Path) -> tuple[Split, Photographs]:
+def find_photographs(folder: Path, share: tuple[int, int] = (0, 1)) -> tuple[Split, Photographs]:
     """Lists the photographs in a folder and in all folders below it. Names that start with a dot are skipped.
 
     Args:
         folder: To search.
+        share: The number of this process, from 0, and the number of processes that share the photographs.
 
     Returns:
         A split without classes, and its images.
@@ -76,7 +77,7 @@ def find_photographs(folder: Path) -> tuple[Split, Photographs]:
         raise UserError(f"--images is {str(folder)!r}, which is not a folder.")
     if not (paths := list_images(folder, SUFFIXES)):
         raise UserError(f"{folder} holds no images, that is files ending in {' '.join(sorted(SUFFIXES))}.")
-    photographs = Photographs(paths)
+    photographs = Photographs([path for path in paths if in_share(path.absolute(), share)])
     return photograph_split(photographs), photographs
 
 

@@ -6,9 +6,7 @@ stopped update goes on where it was.
 """
 
 import contextlib
-import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from proxynca_jax.data.image_files import content_digest, list_images, read_image
+from proxynca_jax.data.image_files import content_digest, in_share, list_images, read_image
 from proxynca_jax.data.photographs import SUFFIXES, Photographs, photograph_split
 from proxynca_jax.embedder import Embedder
 from proxynca_jax.errors import UserError
@@ -84,7 +82,7 @@ class Listed(NamedTuple):
         """The photographs of one of many processes. Which they are depends on their paths alone."""
 
         def takes(path: str) -> bool:
-            return zlib.crc32(os.fsencode(path)) % count == number
+            return in_share(path, (number, count))
 
         files = [file for file in self.files if takes(file.path)]
         return Listed(self.folder, files, {path: fault for path, fault in self.faults.items() if takes(path)}, takes)
