@@ -27,7 +27,7 @@ import psutil
 from PIL import Image
 
 ROWS = 10  # of each table
-LONGEST_LIFE = 8.0  # seconds that a process may train until it is killed
+LONGEST_LIFE = 4.0  # seconds that a process may train until it is killed
 CLOCKS = ("train_seconds", "images_per_second", "data_wait_share", "evaluation_seconds")
 
 
@@ -45,7 +45,7 @@ class Soak:
     """A folder with the images, the caches and the runs."""
 
     def __init__(self, folder: pathlib.Path, epochs: int):
-        self.folder, self.epochs = folder, epochs
+        self.folder, self.epochs, self.output = folder, epochs, folder / "output.txt"
         draw_images(folder / "images")
         for name in ("home", "temporary"):
             (folder / name).mkdir()
@@ -66,8 +66,8 @@ class Soak:
         command += [f"--config.{name}={value}" for name, value in options.items()]
         environment = os.environ | {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "temporary")}
         environment.pop("XDG_CACHE_HOME", None)
-        with (self.folder / "messages.txt").open("ab") as messages:
-            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=messages)
+        with (self.folder / "messages.txt").open("ab") as messages, self.output.open("wb") as output:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=messages)
 
     def disk(self, run: pathlib.Path) -> list[str]:
         """Megabytes and files of the run, of the caches and of temporary files."""
@@ -102,11 +102,6 @@ def digests(run: pathlib.Path) -> dict[str, str]:
     return {str(path.relative_to(run)): path.read_text() for path in sorted(run.rglob("digests/metadata"))}
 
 
-def times_ready(log: pathlib.Path) -> int:
-    """How often a run's process was ready to train."""
-    return log.read_text().count("compiled in") if log.exists() else 0
-
-
 def soak_process(soak: Soak, run: pathlib.Path) -> bool:
     """Trains in one process, and prints what the process has after each tenth of the epochs."""
     print("\n| epochs | resident memory | threads | open files | run | caches | temporary |\n" + "| --- " * 7 + "|")
@@ -130,10 +125,9 @@ def soak_kills(soak: Soak, run: pathlib.Path, kills: int) -> bool:
     print("\n| kills | epochs | largest memory of a process | run | caches | temporary |\n" + "| --- " * 6 + "|")
     moments, killed, largest = random.Random(0), 0, 0
     while True:
-        process, log = soak.start(run), run / "log.txt"
-        before = times_ready(log)
+        process = soak.start(run)
         sampled = psutil.Process(process.pid)
-        while process.poll() is None and times_ready(log) == before:
+        while process.poll() is None and "compiled in" not in soak.output.read_text():
             time.sleep(0.02)
         if process.poll() is None and killed < kills:
             time.sleep(moments.uniform(0, LONGEST_LIFE))

@@ -233,6 +233,8 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not(root, tm
     paths = os.pathsep.join([str(HERE.parent), str(HERE)])
     environment = os.environ | {"PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
 
+    output = tmp_path / "output.txt"
+
     def begin(run: pathlib.Path) -> subprocess.Popen[bytes]:
         command = [
             sys.executable,
@@ -243,14 +245,14 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not(root, tm
             str(run),
             *options,
         ]
-        return subprocess.Popen(command, env=environment, cwd=HERE.parent, stdout=subprocess.DEVNULL)
+        with output.open("wb") as file:
+            return subprocess.Popen(command, env=environment, cwd=HERE.parent, stdout=file)
 
     assert begin(tmp_path / "whole").wait() == 0
     killed, run, moments = 0, tmp_path / "killed", random.Random(0)
     while True:
-        log, process = run / "log.txt", begin(run)
-        compiled = log.read_text().count("compiled in") if log.exists() else 0
-        while process.poll() is None and not (log.exists() and log.read_text().count("compiled in") > compiled):
+        process = begin(run)
+        while process.poll() is None and "compiled in" not in output.read_text():
             time.sleep(0.01)
         if killed < KILLS:
             time.sleep(moments.uniform(0, 0.5))
