@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -71,6 +72,17 @@ def vectors(address: pathlib.Path) -> dict[str, list[float]]:
     return {path: vector for path, (_, _, vector) in rows(address).items()}
 
 
+def stop_at_fourth_call() -> Callable[[], None]:
+    """A check that lets three batches pass."""
+    calls = iter(range(100))
+
+    def check() -> None:
+        if next(calls) == 3:
+            raise Interrupted
+
+    return check
+
+
 def test_rows_are_what_the_embedder_makes(photographs, networks, tmp_path):
     address, paths = tmp_path / "i.lance", images(photographs)
     changes = Index.open(address, networks[0]).add(photographs)
@@ -129,14 +141,8 @@ def test_a_stopped_update_keeps_what_it_has_and_goes_on(photographs, networks, t
     address = tmp_path / "i.lance"
     index = Index.open(address, networks[0])
     index._embedder.config.evaluation.batch_size = 4
-    calls = iter(range(100))
-
-    def check() -> None:
-        if next(calls) == 3:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        index.add(photographs, check)
+        index.add(photographs, stop_at_fourth_call())
     kept = len(rows(address))
     assert 0 < kept < 13
     assert kept % 4 == 0
@@ -171,14 +177,8 @@ def test_another_network_is_refused_and_rebuilds(photographs, networks, tmp_path
     index = Index.open(address, networks[1], rebuild=True)
     monkeypatch.setattr(update, "ROWS_PER_ADD", 4)
     index._embedder.config.evaluation.batch_size = 4
-    calls = iter(range(100))
-
-    def check() -> None:
-        if next(calls) == 3:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        index.add(photographs, check)
+        index.add(photographs, stop_at_fourth_call())
     assert vectors(address) == before  # searches see the old rows until the new ones are complete
     changes = Index.open(address, networks[1], rebuild=True).add(photographs)
     assert changes == (0, 0, 13, 0, {})  # all were embedded again before
