@@ -25,7 +25,8 @@ def score(
 ) -> Record:
     """Recall@K and, where asked for, NMI, in percent as the field quotes them, with what NMI depends on.
 
-    The record also has the embeddings' `spread`, from 0 to 1, and `collapsed` if it is as good as 0.
+    With the cosine distance, the record also has the spread of the embeddings' directions, `spread`, from 0 to 1, and
+    `collapsed` if it is as good as 0.
 
     Args:
         embeddings: one finite vector an image.
@@ -39,7 +40,9 @@ def score(
     """
     evaluation = config.evaluation
     recalls = recall_at_k(ranks(embeddings, labels, gallery=gallery, distance=distance), evaluation.recall_at)
-    record: Record = {recall_name(k): 100 * share for k, share in recalls.items()} | _describe_spread(embeddings)
+    record: Record = {recall_name(k): 100 * share for k, share in recalls.items()}
+    if distance == "cosine":
+        record |= _describe_spread(embeddings)
     if evaluation.nmi:
         average, restarts = evaluation.nmi_average, evaluation.kmeans_restarts
         kmeans = evaluation.kmeans

@@ -211,3 +211,12 @@ def test_a_run_that_has_saved_nothing(tmp_path):
     assert "is not the folder of a run" in refusal("--run", tmp_path / "nowhere")
     open_run(tmp_path / "run", TrainConfig())
     assert "checkpoints/latest has no state" in refusal("--run", tmp_path / "run", "--checkpoint", "latest")
+
+
+def test_vectors_far_from_the_origin_are_no_collapse_for_the_euclidean_distance(tmp_path, capsys):
+    near, far = (write(tmp_path / f"{name}.npz", np.array(VECTORS) + shift) for name, shift in (("a", 0), ("b", 1e4)))
+    options = "--distance", "squared_euclidean", "--no-nmi"
+    scores, text = card(capsys, "--embeddings", near, *options)
+    shifted, same_text = card(capsys, "--embeddings", far, *options)
+    assert scores == shifted
+    assert "spread" not in text + same_text

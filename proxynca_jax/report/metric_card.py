@@ -14,6 +14,7 @@ from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.runs.log import Record
 from proxynca_jax.version import __version__
 
+SPREAD = "{:.2g}, the mean squared distance of unit vectors from their mean; 0 is a collapse"
 KMEANS = {"device": "proxynca_jax's k-means", "scikit-learn": "scikit-learn's k-means"}
 
 
@@ -51,7 +52,7 @@ def metric_card(
     facts = {
         "R": "for each image: the number of other images of its class in the gallery",
         **_describe_images(scores, embeddings, labels, gallery),
-        "spread": f"{scores['spread']:.2g}, the mean squared distance of unit vectors from their mean; 0 is a collapse",
+        **({"spread": SPREAD.format(scores["spread"])} if "spread" in scores else {}),
         **({"network": f"convolutions in {precision}"} if precision else {}),
         "neighbours": f"exact, by {distance.replace('_', ' ')} distance; ties go against the query",
         **(_describe_clusters(scores, labels, config, gallery) if config.evaluation.nmi else {}),
