@@ -15,8 +15,8 @@ class Activation(NamedTuple):
     high: float
 
 
-RELU = Activation(0, math.inf)
-RELU6 = Activation(0, 6)
+RELU = Activation(0.0, math.inf)
+RELU6 = Activation(0.0, 6.0)
 IDENTITY = Activation(-math.inf, math.inf)
 
 

@@ -4,6 +4,7 @@
 it, for several layers at once, and with a gradient written by hand.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float
 from proxynca_jax.models.activation import RELU, Activation, clamp, passed
 from proxynca_jax.models.convolution import Conv
 from proxynca_jax.models.depthwise import DepthwiseConv
+from proxynca_jax.onednn import operations
+from proxynca_jax.onednn.way import uses_onednn
 
 EPSILON = 1e-5  # PyTorch's default
 
@@ -150,9 +153,7 @@ normalise_batch = jax.custom_vjp(_normalise_batch, nondiff_argnums=(0, 1))
 def _normalise_forward(
     activation: Activation, epsilon: float, x: Array, shift: Array, scale: Array, bias: Array, guess: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    # Two operations on `x`: for the difference of shift and guess a GPU would launch another kernel.
-    distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
-    off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums(distances, jnp.square(distances)))
+    off, squared = (sums / (x.size // x.shape[-1]) for sums in _sums_of_distances(x, shift, guess))
     var = jnp.maximum(squared - jnp.square(off), 0)
     mean, inverse = guess - shift + off, jax.lax.rsqrt(var + epsilon)
     factor = scale * inverse
@@ -165,17 +166,53 @@ def _normalise_backward(
     activation: Activation, epsilon: float, residuals: tuple[Array, ...], gradients: tuple[Array, ...]
 ) -> tuple[Array | None, ...]:
     x, mean, inverse, factor, offset = residuals
-    distances = x.astype(jnp.float32) - mean[None, None, None]
-    gradient = jnp.where(passed(_affine(x, factor, offset), activation), gradients[0].astype(jnp.float32), 0)
-    of_bias, of_distances = _sums(gradient, gradient * distances)
+    gradient = _passed_gradient(x, gradients[0], factor, offset, activation)
+    of_bias, of_distances = _sums_of_gradients(x, gradients[0], mean, factor, offset, activation)
     of_scale = of_distances * inverse
     count = x.size // x.shape[-1]
     slope = of_scale * inverse / count
+    distances = x.astype(jnp.float32) - mean[None, None, None]
     centred = gradient - (of_bias / count)[None, None, None] - distances * slope[None, None, None]
     return (centred * factor[None, None, None]).astype(x.dtype), None, of_scale, of_bias, None
 
 
 normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _sums_of_distances(x: Array, shift: Array, guess: Array) -> Sequence[Array]:
+    """Sums of `x + shift - guess` and of its squares over images and pixels."""
+
+    def plain(x: Array, shift: Array, guess: Array) -> Sequence[Array]:
+        # Two operations on `x`: for the difference of shift and guess a GPU would launch another kernel.
+        distances = x.astype(jnp.float32) + shift[None, None, None] - guess[None, None, None]
+        return _sums(distances, jnp.square(distances))
+
+    def by_onednn(x: Array, shift: Array, guess: Array) -> Sequence[Array]:
+        return operations.sums_of_distances(x, guess - shift)
+
+    return jax.lax.platform_dependent(x, shift, guess, cpu=by_onednn if _by_onednn(x) else plain, default=plain)
+
+
+def _sums_of_gradients(
+    x: Array, gradient: Array, mean: Array, factor: Array, offset: Array, activation: Activation
+) -> Sequence[Array]:
+    """Sums over images and pixels of what `_passed_gradient` returns, and of its products with `x - mean`."""
+
+    def plain(x: Array, gradient: Array, mean: Array, factor: Array, offset: Array) -> Sequence[Array]:
+        passed_on = _passed_gradient(x, gradient, factor, offset, activation)
+        return _sums(passed_on, passed_on * (x.astype(jnp.float32) - mean[None, None, None]))
+
+    on_cpu = functools.partial(operations.sums_of_gradients, limits=activation) if _by_onednn(x) else plain
+    return jax.lax.platform_dependent(x, gradient, mean, factor, offset, cpu=on_cpu, default=plain)
+
+
+def _passed_gradient(x: Array, gradient: Array, factor: Array, offset: Array, activation: Activation) -> Array:
+    """The gradient where the activation lets it pass, float32."""
+    return jnp.where(passed(_affine(x, factor, offset), activation), gradient.astype(jnp.float32), 0)
+
+
+def _by_onednn(x: Array) -> bool:
+    return uses_onednn() and x.dtype == jnp.float32
 
 
 def _sums(first: Array, second: Array) -> list[Array]:

@@ -20,10 +20,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.activation import RELU, activate
+from proxynca_jax.models.activation import IDENTITY, RELU, Activation, activate
 from proxynca_jax.models.backbone import Backbone, Preprocessing
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
-from proxynca_jax.models.convolution import Conv, convolve
+from proxynca_jax.models.convolution import Conv, activates_at_once, convolve
 from proxynca_jax.models.pooling import average_pool, max_pool
 
 FEATURES = 1024
@@ -204,18 +204,19 @@ class BNInception(nnx.Module):
         block = BLOCKS[name]
         entries = [f"{name}_{branch}" for branch in ("1x1", "3x3_reduce", "double_3x3_reduce")[not block.one :]]
         projection = f"{name}_pool_proj"
-        if not block.projection:
-            entered, pooled = self._convolve(entries, x), None
-        elif block.pool == "max":
-            entered, pooled = self._convolve(entries, x), self._convolve([projection], max_pool(x, stride=1))
+        if block.pool == "max":
+            entered = self._units(entries, x, train=train)
+            last = unit(projection, max_pool(x, stride=1)) if block.projection else max_pool(x, stride=2)
+        elif self._is_folded(projection) and activates_at_once():
+            entered = self._units(entries, x, train=train)
+            last = self._normalise([projection], average_pool(self._convolve([projection], x)), train=train)
         else:
             entered, projected = self._split([entries, [projection]], self._convolve([*entries, projection], x))
-            pooled = average_pool(projected)
-        entered = self._normalise(entries, entered, train=train)
+            entered = self._normalise(entries, entered, train=train)
+            last = self._normalise([projection], average_pool(projected), train=train)
         *one, three, double = self._split([[entry] for entry in entries], entered)
         branches = [*one, unit(f"{name}_3x3", three)]
         branches.append(unit(f"{name}_double_3x3_2", unit(f"{name}_double_3x3_1", double)))
-        last = max_pool(x, stride=2) if pooled is None else self._normalise([projection], pooled, train=train)
         return jnp.concatenate([*branches, last], -1)
 
     def unit(self, name: str, x: Float[Array, "batch rows columns inputs"], *, train: bool) -> Float[Array, "..."]:
@@ -226,18 +227,32 @@ class BNInception(nnx.Module):
             x: its input.
             train: as for `__call__`.
         """
-        return self._normalise([name], self._convolve([name], x), train=train)
+        return self._units([name], x, train=train)
 
-    def _convolve(self, names: Sequence[str], x: Array) -> Array:
-        """Convolutions that differ in their output channels only, as one; their biases are left to `_normalise`."""
+    def _units(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
+        """`unit` for convolutions that differ in their output channels only, concatenated."""
+        if self._is_folded(names[0]):
+            return self._convolve(names, x, self._bias(names), RELU)
+        return self._normalise(names, self._convolve(names, x), train=train)
+
+    def _is_folded(self, name: str) -> bool:
+        return not hasattr(self, f"{name}_bn")
+
+    def _bias(self, names: Sequence[str]) -> Array:
+        return jnp.concatenate([getattr(self, name).bias[...] for name in names])
+
+    def _convolve(
+        self, names: Sequence[str], x: Array, bias: Array | None = None, activation: Activation = IDENTITY
+    ) -> Array:
+        """Convolutions that differ in their output channels only, as one."""
         convs = [getattr(self, name) for name in names]
-        kernel = jnp.concatenate([conv.kernel[...] for conv in convs])
-        return convolve(x, kernel.astype(x.dtype), convs[0].stride, self.precision)
+        kernel = jnp.concatenate([conv.kernel[...] for conv in convs]).astype(x.dtype)
+        return convolve(x, kernel, convs[0].stride, self.precision, bias=bias, activation=activation)
 
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
         """Bias, BatchNorm and ReLU of the concatenated channels that `_convolve` returned for `names`."""
-        shift = jnp.concatenate([getattr(self, name).bias[...] for name in names])
-        if not hasattr(self, f"{names[0]}_bn"):  # folded
+        shift = self._bias(names)
+        if self._is_folded(names[0]):
             return activate(x + shift[None, None, None], RELU).astype(x.dtype)
         return batch_norm_act(x, shift, [getattr(self, f"{name}_bn") for name in names], train=train)
 

@@ -1,19 +1,23 @@
-"""Convolution: the definition, and a faster algorithm for GPUs and for CPUs. Images are NHWC.
+"""Convolution: the definition, and faster algorithms for GPUs and for CPUs. Images are NHWC.
 
-`convolve` runs the fastest algorithm of the platform. All of them return what `plain_convolution` returns, up to the
-order in which floating-point sums are taken.
+`convolve` runs the fastest algorithm of the platform. On a CPU that is oneDNN's if it is there. All of them return what
+`plain_convolution` returns, up to the order in which floating-point sums are taken.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+
+from proxynca_jax.models.activation import IDENTITY, Activation, activate
+from proxynca_jax.onednn import operations
+from proxynca_jax.onednn.way import uses_onednn
 
 FEW_CHANNELS = 8  # GPU: with fewer input channels and stride 2, pixels are gathered into blocks
 SMALL_MAP = 8  # CPU, pixels: activations up to this height are convolved as one matrix product
@@ -83,8 +87,10 @@ def convolve(
     stride: int,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
     padding: Padding | None = None,
+    bias: Float[Array, " outputs"] | None = None,
+    activation: Activation = IDENTITY,
 ) -> Float[Array, "batch rows columns outputs"]:
-    """Convolution with an odd, square kernel. Stride 1 keeps the size.
+    """Convolution with an odd, square kernel, and what a folded network does after it. Stride 1 keeps the size.
 
     Args:
         x: images or activations; float32 or bfloat16, as is the result.
@@ -92,24 +98,44 @@ def convolve(
         stride: pixels between two windows, in both directions.
         precision: of the products, in the gradients too. CPUs compute float32 in float32 whatever it is.
         padding: of the images, with zeros. None is `centred_padding`.
+        bias: added to the result, float32.
+        activation: applied last.
     """
     padding = padding or centred_padding(kernel.shape[1])
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
-    on_gpu = functools.partial(
-        convolution_of_blocks_on_gpu if blocks else plain_convolution,
-        stride=stride,
-        precision=precision,
-        padding=padding,
+    definition = functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding)
+    on_gpu = functools.partial(convolution_of_blocks_on_gpu, **definition.keywords) if blocks else definition
+    on_gpu, default, on_cpu = (
+        then_activate(each, activation)
+        for each in (on_gpu, definition, functools.partial(convolution_on_cpu, stride=stride, padding=padding))
     )
+    if uses_onednn():
+        on_cpu = functools.partial(_convolution_by_onednn, stride=stride, padding=padding, activation=activation)
     # The default is the definition, which exported ONNX graphs contain.
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(convolution_on_cpu, stride=stride, padding=padding),
-        cuda=on_gpu,
-        rocm=on_gpu,
-        default=functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding),
-    )
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
+
+
+def _convolution_by_onednn(
+    x: Array, kernel: Array, bias: Array | None, stride: int, padding: Padding, activation: Activation
+) -> Array:
+    return operations.convolution(x, kernel, bias, stride, padding, activation)
+
+
+def then_activate(
+    convolution: Callable[[Array, Array], Array], activation: Activation
+) -> Callable[[Array, Array, Array | None], Array]:
+    """Returns a function of images, kernel and bias that convolves, adds the bias and applies the activation."""
+
+    def both(x: Array, kernel: Array, bias: Array | None) -> Array:
+        y = convolution(x, kernel)
+        return activate(y if bias is None else y + bias[None, None, None], activation).astype(x.dtype)
+
+    return both
+
+
+def activates_at_once() -> bool:
+    """Returns whether `convolve` adds the bias and applies the activation without another pass over memory."""
+    return uses_onednn()
 
 
 def plain_convolution(

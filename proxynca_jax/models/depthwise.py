@@ -1,7 +1,7 @@
 """Depthwise convolution, one kernel per channel: the definition, and a faster algorithm for CPUs. Images are NHWC.
 
 XLA computes these convolutions on a CPU one number at a time. Sums of shifted products are 20 times as fast: XLA turns
-them into loops over channels, which processors compute in vectors.
+them into loops over channels, which processors compute in vectors. oneDNN, if it is there, is faster still.
 """
 
 import functools
@@ -15,7 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.convolution import same_padding
+from proxynca_jax.models.activation import IDENTITY, Activation
+from proxynca_jax.models.convolution import same_padding, then_activate
+from proxynca_jax.onednn import operations
+from proxynca_jax.onednn.way import uses_onednn
 
 LARGE_MAP = 16  # pixels: above this height, a few images at a time fit the cache
 IMAGES_AT_A_TIME = 4  # of large maps
@@ -49,21 +52,30 @@ def depthwise_convolve(
     kernel: Float[Array, "side side 1 channels"],
     stride: int,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    bias: Float[Array, " channels"] | None = None,
+    activation: Activation = IDENTITY,
 ) -> Float[Array, "batch rows columns channels"]:
-    """Depthwise convolution with `same_padding` and an odd, square kernel.
+    """Depthwise convolution with `same_padding` and an odd, square kernel, and what a folded network does after it.
 
     Args:
         x: activations; float32 or bfloat16, as is the result.
         kernel: of the type of `x`.
         stride: pixels between two windows, in both directions: 1 or 2.
         precision: of the products, in the gradients too. CPUs compute float32 in float32 whatever it is.
+        bias: added to the result, float32.
+        activation: applied last.
     """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(depthwise_on_cpu, stride=stride),
-        default=functools.partial(plain_depthwise_convolution, stride=stride, precision=precision),
-    )
+    definition = functools.partial(plain_depthwise_convolution, stride=stride, precision=precision)
+    if uses_onednn():
+        on_cpu = functools.partial(_depthwise_by_onednn, stride=stride, activation=activation)
+    else:
+        on_cpu = then_activate(lambda x, kernel: depthwise_on_cpu(x, kernel, stride), activation)
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, default=then_activate(definition, activation))
+
+
+def _depthwise_by_onednn(x: Array, kernel: Array, bias: Array | None, stride: int, activation: Activation) -> Array:
+    padding = same_padding(x.shape[1:3], len(kernel), stride)
+    return operations.convolution(x, kernel, bias, stride, padding, activation, depthwise=True)
 
 
 def plain_depthwise_convolution(

@@ -13,7 +13,7 @@ TensorFlow's `SAME`, which depends on the size of the activations, so any image 
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.activation import IDENTITY, RELU6, activate
+from proxynca_jax.models.activation import IDENTITY, RELU6
 from proxynca_jax.models.backbone import Backbone, Preprocessing
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
 from proxynca_jax.models.convolution import Conv, convolve, same_padding
@@ -164,16 +164,16 @@ class EfficientNetLite(nnx.Module):
     def _unit(self, name: str, x: Array, *, train: bool) -> Array:
         """The convolution `name`, its BatchNorm and its activation."""
         convolution = getattr(self, name)
-        bias = convolution.bias
         activation = IDENTITY if name.endswith("_project") else RELU6
         kernel, stride = convolution.kernel[...].astype(x.dtype), convolution.stride
+        folded = not hasattr(self, f"{name}_bn")
+        after: dict[str, Any] = {"bias": convolution.bias[...], "activation": activation} if folded else {}
         if isinstance(convolution, DepthwiseConv):
-            x = depthwise_convolve(x, kernel, stride, self.precision)
+            y = depthwise_convolve(x, kernel, stride, self.precision, **after)
         else:
-            x = convolve(x, kernel, stride, self.precision, same_padding(x.shape[1:3], kernel.shape[1], stride))
-        if not hasattr(self, f"{name}_bn"):  # folded
-            return activate(x + bias[...][None, None, None], activation).astype(x.dtype)
-        return batch_norm_act(x, None, [getattr(self, f"{name}_bn")], activation, train=train)
+            padding = same_padding(x.shape[1:3], kernel.shape[1], stride)
+            y = convolve(x, kernel, stride, self.precision, padding, **after)
+        return y if folded else batch_norm_act(y, None, [getattr(self, f"{name}_bn")], activation, train=train)
 
     def fold(self) -> None:
         """Moves BatchNorm's running statistics into the convolutions."""

@@ -12,9 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from proxynca_jax.onednn import operations
+from proxynca_jax.onednn.way import uses_onednn
+
 
 def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
     """Mean of the 3×3 pixels around each pixel. Pixels outside of the image are zeros, and the divisor stays 9."""
+    on_cpu = operations.average_pool if _by_onednn(x) else plain_average_pool
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=plain_average_pool)
+
+
+def plain_average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    """`average_pool`, as XLA computes it."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
     sums = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), pads)
     return (sums / 9).astype(x.dtype)
@@ -30,7 +39,9 @@ def max_pool(
         stride: 1 pads each side by one pixel, which keeps the size. 2 pads nothing and rounds the size up (PyTorch's
             `ceil_mode`).
     """
-    on_cpu = functools.partial(max_pool_on_cpu, stride=stride)
+    on_cpu = functools.partial(
+        operations.max_pool if _by_onednn(x) else lambda stride, x: max_pool_on_cpu(x, stride), stride
+    )
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(max_pool_on_gpu, stride=stride))
 
 
@@ -47,6 +58,10 @@ def plain_max_pool(
     """
     pads = [(0, 0), _pad(stride), _pad(stride), (0, 0)]
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
+
+
+def _by_onednn(x: Array) -> bool:
+    return uses_onednn() and x.dtype == jnp.float32
 
 
 def _pad(stride: int) -> tuple[int, int]:

@@ -1,0 +1,272 @@
+"""The operations that `handlers/` computes, as functions of JAX. Images are NHWC.
+
+Each one is differentiable and is partitioned over the devices of a sharded batch. `library.register` comes first.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from proxynca_jax.onednn.library import target
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # pixels added above and below, left and right
+Limits = tuple[float, float]  # low and high: results are clamped to them
+BATCH = "n"  # the factor of a sharding rule that stands for the images
+
+
+def convolution(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "..."],
+    bias: Float[Array, " outputs"] | None,
+    stride: int,
+    padding: Padding,
+    limits: Limits,
+    depthwise: bool = False,
+) -> Float[Array, "batch rows columns outputs"]:
+    """min(max(x ∗ kernel + bias, low), high).
+
+    Args:
+        x: images or activations; float32 or bfloat16, as is the result.
+        kernel: OHWI, or HWIO with one input if `depthwise`. Of the type of `x`.
+        bias: float32.
+        stride: pixels between two windows, in both directions.
+        padding: of the images, with zeros.
+        limits: low and high; infinite ones do not clamp.
+        depthwise: whether each channel has a kernel of its own.
+    """
+    bias = jnp.zeros((0,), jnp.float32) if bias is None else bias
+    return _convolution(stride, padding, limits, depthwise, x, kernel, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _convolution(
+    stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
+) -> Array:
+    attributes = _geometry(stride, padding, depthwise) | {"low": np.float32(limits[0]), "high": np.float32(limits[1])}
+
+    def local(x: Array, kernel: Array, bias: Array) -> Array:
+        return _call("convolution", _convolved(x, kernel, stride, padding, depthwise), x, kernel, bias, **attributes)
+
+    return _over_devices(local, "n h w c, o u v i, k -> n r s q")(x, kernel, bias)
+
+
+def _convolution_forward(
+    stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
+) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
+    y = _convolution(stride, padding, limits, depthwise, x, kernel, bias)
+    return y, (x, kernel, bias, None if np.isinf(limits).all() else y)
+
+
+def _convolution_backward(
+    stride: int, padding: Padding, limits: Limits, depthwise: bool, residuals: tuple[Any, ...], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, kernel, bias, y = residuals
+    if y is not None:
+        gradient = jnp.where((y > limits[0]) & (y < limits[1]), gradient, 0)
+    of_bias = jnp.sum(gradient, (0, 1, 2), jnp.float32) if bias.size else bias
+    of_kernel = _gradient_of_depthwise_kernel if depthwise else _gradient_of_kernel
+    return (
+        _gradient_of_images(x, kernel, gradient, stride, padding, depthwise),
+        of_kernel(x, kernel, gradient, stride, padding),
+        of_bias,
+    )
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def _gradient_of_images(
+    x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding, depthwise: bool
+) -> Array:
+    pixels = x.shape[1:]
+
+    def local(gradient: Array, kernel: Array) -> Array:
+        result = jax.ShapeDtypeStruct((len(gradient), *pixels), gradient.dtype)
+        return _call("gradient_of_images", result, gradient, kernel, **_geometry(stride, padding, depthwise))
+
+    return _over_devices(local, "n r s q, o u v i -> n h w c")(gradient, kernel)
+
+
+def _gradient_of_kernel(x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding) -> Array:
+    result = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+
+    def local(x: Array, gradient: Array) -> Array:
+        return _call("gradient_of_kernel", result, x, gradient, **_geometry(stride, padding, False))
+
+    return _over_devices(local, "n h w c, n r s q -> o u v i")(x, gradient)
+
+
+def _gradient_of_depthwise_kernel(x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding) -> Array:
+    result = jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
+    attributes = {
+        name: np.int64(value) for name, value in (("stride", stride), ("top", padding[0][0]), ("left", padding[1][0]))
+    }
+
+    def local(x: Array, gradient: Array) -> Array:
+        return _call("gradient_of_depthwise_kernel", result, x, gradient, **attributes)
+
+    floats = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    return _over_devices(local, "n h w c, n r s q -> o u v i")(*floats).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def max_pool(
+    stride: int, x: Float[Array, "batch height width channels"]
+) -> Float[Array, "batch rows columns channels"]:
+    """Maximum of 3×3 pixels, float32. Stride 1 pads one pixel; stride 2 pads nothing and rounds the size up."""
+    padding = [(0, 0), *[(1, 1) if stride == 1 else (0, 1)] * 2, (0, 0)]
+
+    def local(x: Array) -> Array:
+        pool = functools.partial(jax.lax.reduce_window, init_value=-jnp.inf, computation=jax.lax.max, padding=padding)
+        result = jax.eval_shape(
+            functools.partial(pool, window_dimensions=(1, 3, 3, 1), window_strides=(1, stride, stride, 1)), x
+        )
+        return _call("max_pool", result, x, stride=np.int64(stride))
+
+    return _over_devices(local, "n h w c -> n r s c")(x)
+
+
+def _max_pool_forward(stride: int, x: Array) -> tuple[Array, Array]:
+    return max_pool(stride, x), x
+
+
+def _max_pool_backward(stride: int, x: Array, gradient: Array) -> tuple[Array]:
+    def local(x: Array, gradient: Array) -> Array:
+        return _call(
+            "gradient_of_max_pool", jax.ShapeDtypeStruct(x.shape, x.dtype), x, gradient, stride=np.int64(stride)
+        )
+
+    return (_over_devices(local, "n h w c, n r s c -> n h w c")(x, gradient),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@jax.custom_vjp
+def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    """Mean of the 3×3 pixels around each pixel, float32. Pixels outside of the image are zeros, the divisor stays 9."""
+
+    def local(x: Array) -> Array:
+        return _call("average_pool", jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    return _over_devices(local, "n h w c -> n h w c")(x)
+
+
+# A pixel is in the windows of the pixels around it, so the gradient is the same pool.
+average_pool.defvjp(lambda x: (average_pool(x), None), lambda _, gradient: (average_pool(gradient),))
+
+
+def sums_of_distances(
+    x: Float[Array, "batch height width channels"], centre: Float[Array, " channels"]
+) -> Sequence[Float[Array, " channels"]]:
+    """Sums of x − centre and of its squares over images and pixels, float32. It has no gradient."""
+
+    def local(x: Array, centre: Array) -> Sequence[Array]:
+        sums = jax.ShapeDtypeStruct(centre.shape, jnp.float32)
+        return _call("sums_of_distances", (sums, sums), x, centre)
+
+    return _over_devices(local, "n h w c, c -> c, c")(x, centre)
+
+
+def sums_of_gradients(
+    x: Float[Array, "batch height width channels"],
+    gradient: Float[Array, "batch height width channels"],
+    centre: Float[Array, " channels"],
+    factor: Float[Array, " channels"],
+    offset: Float[Array, " channels"],
+    limits: Limits,
+) -> Sequence[Float[Array, " channels"]]:
+    """Sums over images and pixels of the gradient of clamp(factor · x + offset), and of its products with x − centre.
+
+    All arrays are float32. It has no gradient.
+    """
+
+    def local(*arrays: Array) -> Sequence[Array]:
+        sums = jax.ShapeDtypeStruct(arrays[2].shape, jnp.float32)
+        low, high = map(np.float32, limits)
+        return _call("sums_of_gradients", (sums, sums), *arrays, low=low, high=high)
+
+    return _over_devices(local, "n h w c, n h w c, c, c, c -> c, c")(x, gradient, centre, factor, offset)
+
+
+def _geometry(stride: int, padding: Padding, depthwise: bool) -> dict[str, Any]:
+    (top, bottom), (left, right) = padding
+    numbers = {"stride": stride, "top": top, "bottom": bottom, "left": left, "right": right}
+    return {name: np.int64(value) for name, value in numbers.items()} | {"depthwise": depthwise}
+
+
+def _convolved(x: Array, kernel: Array, stride: int, padding: Padding, depthwise: bool) -> jax.ShapeDtypeStruct:
+    """Describes the result of a convolution. XLA checks the shapes, as it does for its own."""
+    numbers = ("NHWC", "HWIO" if depthwise else "OHWI", "NHWC")
+    groups = {"feature_group_count": x.shape[3]} if depthwise else {}
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=numbers,
+        **groups,
+    )
+    return jax.eval_shape(convolve, x, kernel)
+
+
+def _call(handler: str, result: Any, *arrays: Array, **attributes: Any) -> Any:
+    """Calls a handler, unless it would have nothing to compute."""
+    if any(0 in array.shape for array in arrays[:1]) or 0 in jax.tree.leaves(result)[0].shape:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+    return jax.ffi.ffi_call(target(handler), result)(*arrays, **attributes)
+
+
+def _over_devices(local: Callable[..., Any], rule: str) -> Callable[..., Any]:
+    """Lets each device compute the images that it has.
+
+    Args:
+        local: the operation on one device.
+        rule: a sharding rule in which only `BATCH` may be sharded. A result without it is summed over the devices.
+    """
+    if jax.device_count() == 1:
+        return local
+    operands, results = ([axes.split() for axes in side.split(",")] for side in rule.split("->"))
+    factors = sorted({axis for axes in operands + results for axis in axes} - {BATCH})
+    is_sum = all(BATCH not in axes for axes in results)
+
+    def shardings(mesh: Any, batch: Any) -> tuple[tuple[NamedSharding, ...], Any]:
+        of_operands, of_results = (
+            tuple(NamedSharding(mesh, P(batch) if axes[0] == BATCH else P()) for axes in side)
+            for side in (operands, results)
+        )
+        return of_operands, of_results if len(of_results) > 1 else of_results[0]
+
+    def batch_axes(arguments: Any) -> Any:
+        spec = arguments[0].sharding.spec
+        return spec[0] if spec else None
+
+    def partition(mesh: Any, arguments: Any, _results: Any) -> Any:
+        batch = batch_axes(arguments)
+        of_operands, of_results = shardings(mesh, batch)
+
+        def on_shard(*arrays: Array) -> Any:
+            result = local(*arrays)
+            return jax.lax.psum(result, batch) if is_sum and batch is not None else result
+
+        return mesh, on_shard, of_results, of_operands
+
+    def infer(mesh: Any, arguments: Any, _results: Any) -> Any:
+        return shardings(mesh, batch_axes(arguments))[1]
+
+    partitioned = custom_partitioning(local)
+    partitioned.def_partition(
+        partition,
+        infer,
+        sharding_rule=rule,
+        reduction_factors=(BATCH,) if is_sum else (),
+        need_replication_factors=tuple(factors),
+    )
+    return partitioned
