@@ -188,7 +188,7 @@ def _sums_of_distances(x: Array, shift: Array, guess: Array) -> Sequence[Array]:
         return _sums(distances, jnp.square(distances))
 
     def by_onednn(x: Array, shift: Array, guess: Array) -> Sequence[Array]:
-        return operations.sums_of_distances(x, guess - shift)
+        return list(operations.sums_of_distances(x, guess - shift))
 
     return jax.lax.platform_dependent(x, shift, guess, cpu=by_onednn if _by_onednn(x) else plain, default=plain)
 
@@ -202,8 +202,11 @@ def _sums_of_gradients(
         passed_on = _passed_gradient(x, gradient, factor, offset, activation)
         return _sums(passed_on, passed_on * (x.astype(jnp.float32) - mean[None, None, None]))
 
-    on_cpu = functools.partial(operations.sums_of_gradients, limits=activation) if _by_onednn(x) else plain
-    return jax.lax.platform_dependent(x, gradient, mean, factor, offset, cpu=on_cpu, default=plain)
+    def by_onednn(*arrays: Array) -> Sequence[Array]:
+        return list(operations.sums_of_gradients(*arrays, activation))
+
+    arrays = x, gradient, mean, factor, offset
+    return jax.lax.platform_dependent(*arrays, cpu=by_onednn if _by_onednn(x) else plain, default=plain)
 
 
 def _passed_gradient(x: Array, gradient: Array, factor: Array, offset: Array, activation: Activation) -> Array:

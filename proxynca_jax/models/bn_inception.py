@@ -204,17 +204,18 @@ class BNInception(nnx.Module):
         block = BLOCKS[name]
         entries = [f"{name}_{branch}" for branch in ("1x1", "3x3_reduce", "double_3x3_reduce")[not block.one :]]
         projection = f"{name}_pool_proj"
-        if block.pool == "max":
-            entered = self._units(entries, x, train=train)
-            last = unit(projection, max_pool(x, stride=1)) if block.projection else max_pool(x, stride=2)
-        elif self._is_folded(projection) and activates_at_once():
-            entered = self._units(entries, x, train=train)
-            last = self._normalise([projection], average_pool(self._convolve([projection], x)), train=train)
+        at_once = self._is_folded(entries[0]) and activates_at_once()
+        if block.pool == "max" or at_once:
+            *one, three, double = self._enter(entries, x, train=train)
+            if block.pool == "average":
+                last = self._normalise([projection], average_pool(self._convolve([projection], x)), train=train)
+            else:
+                last = unit(projection, max_pool(x, stride=1)) if block.projection else max_pool(x, stride=2)
         else:
             entered, projected = self._split([entries, [projection]], self._convolve([*entries, projection], x))
             entered = self._normalise(entries, entered, train=train)
             last = self._normalise([projection], average_pool(projected), train=train)
-        *one, three, double = self._split([[entry] for entry in entries], entered)
+            *one, three, double = self._split([[entry] for entry in entries], entered)
         branches = [*one, unit(f"{name}_3x3", three)]
         branches.append(unit(f"{name}_double_3x3_2", unit(f"{name}_double_3x3_1", double)))
         return jnp.concatenate([*branches, last], -1)
@@ -227,13 +228,19 @@ class BNInception(nnx.Module):
             x: its input.
             train: as for `__call__`.
         """
-        return self._units([name], x, train=train)
+        if self._is_folded(name):
+            return self._convolve([name], x, self._bias([name]), RELU)
+        return self._normalise([name], self._convolve([name], x), train=train)
 
-    def _units(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
-        """`unit` for convolutions that differ in their output channels only, concatenated."""
-        if self._is_folded(names[0]):
-            return self._convolve(names, x, self._bias(names), RELU)
-        return self._normalise(names, self._convolve(names, x), train=train)
+    def _enter(self, names: Sequence[str], x: Array, *, train: bool) -> list[Array]:
+        """`unit` for convolutions that differ in their output channels only.
+
+        They are computed as one, unless bias and ReLU are part of the convolution: then splitting the result would be
+        the only other pass over it.
+        """
+        if self._is_folded(names[0]) and activates_at_once():
+            return [self.unit(name, x, train=train) for name in names]
+        return self._split([[name] for name in names], self._normalise(names, self._convolve(names, x), train=train))
 
     def _is_folded(self, name: str) -> bool:
         return not hasattr(self, f"{name}_bn")

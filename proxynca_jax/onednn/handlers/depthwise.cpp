@@ -8,19 +8,9 @@
 #include <vector>
 
 #include "guarded.h"
+#include "vectors.h"
 
 namespace {
-
-constexpr int64_t LANES = 16;
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
-
-Vector load(const float* from) {
-  Vector values;
-  std::memcpy(&values, from, sizeof values);
-  return values;
-}
-
-void store(float* to, const Vector& values) { std::memcpy(to, &values, sizeof values); }
 
 struct Shape {
   int64_t batch, height, width, channels, rows, columns, side, stride, top, left;

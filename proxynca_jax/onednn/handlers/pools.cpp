@@ -1,12 +1,14 @@
-// 3×3 pools, float32. Images are NHWC. Loops over channels are innermost, so the compiler makes vectors of them.
+// 3×3 pools, float32. Images are NHWC.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "guarded.h"
+#include "vectors.h"
 
 namespace {
 
@@ -22,8 +24,16 @@ Window window(int64_t i, int64_t j, int64_t stride, int64_t height, int64_t widt
   return {std::max<int64_t>(row, 0), std::min(row + 3, height), std::max<int64_t>(column, 0), std::min(column + 3, width)};
 }
 
-// Takes `value` if it is larger or not a number, as PyTorch does. The first of equal values stays.
-bool replaces(float value, float maximum) { return (value > maximum) | (value != value); }
+// Where `values` are larger than `maxima` or not numbers, as PyTorch does. So the first of equal values stays.
+Integers replaces(const Vector& values, const Vector& maxima) { return (values > maxima) | (values != values); }
+
+// Calls `work(c, count)` for channels in groups of `LANES`. The last group may have fewer.
+template <typename Work>
+void by_lanes(int64_t channels, const Work& work) {
+  int64_t c = 0;
+  for (; c + LANES <= channels; c += LANES) work(c, std::integral_constant<int64_t, LANES>());
+  if (c < channels) work(c, channels - c);
+}
 
 ffi::Error maximum(ffi::Buffer<ffi::F32> images, ffi::Result<ffi::Buffer<ffi::F32>> maxima, int64_t stride) {
   return guarded([&] {
@@ -33,38 +43,40 @@ ffi::Error maximum(ffi::Buffer<ffi::F32> images, ffi::Result<ffi::Buffer<ffi::F3
     for (int64_t line = 0; line < x[0] * rows; ++line)
       for (int64_t j = 0; j < columns; ++j) {
         const float* const image = images.typed_data() + line / rows * height * width * channels;
-        float* __restrict const best = maxima->typed_data() + (line * columns + j) * channels;
+        float* const result = maxima->typed_data() + (line * columns + j) * channels;
         const Window at = window(line % rows, j, stride, height, width);
-        std::fill(best, best + channels, LOWEST);
-        for (int64_t row = at.first_row; row < at.last_row; ++row)
-          for (int64_t column = at.first_column; column < at.last_column; ++column) {
-            const float* const pixel = image + (row * width + column) * channels;
-            for (int64_t c = 0; c < channels; ++c) best[c] = replaces(pixel[c], best[c]) ? pixel[c] : best[c];
-          }
+        by_lanes(channels, [&](int64_t c, auto count) {
+          Vector best = Vector{} + LOWEST;
+          for (int64_t row = at.first_row; row < at.last_row; ++row)
+            for (int64_t column = at.first_column; column < at.last_column; ++column) {
+              const Vector pixel = load_some(image + (row * width + column) * channels + c, count);
+              best = replaces(pixel, best) ? pixel : best;
+            }
+          store_some(result + c, best, count);
+        });
       }
   });
 }
 
-// Adds the gradient of one window to the pixel that is its maximum. `best` and `place` are scratch memory.
-void scatter(const float* image, const float* gradient, float* __restrict result, const Window& at, int64_t width,
-             int64_t channels, float* __restrict best, int32_t* __restrict place) {
-  std::fill(best, best + channels, LOWEST);
-  std::fill(place, place + channels, 0);
-  int32_t number = 0;
+// Adds the gradient of one window to the pixels that are its maxima, for channels from `c` on.
+template <typename Count>
+void scatter(const float* image, const float* gradient, float* result, const Window& at, int64_t width, int64_t channels,
+             int64_t c, Count count) {
+  Vector best = Vector{} + LOWEST;
+  Integers place = {}, number = {};
   for (int64_t row = at.first_row; row < at.last_row; ++row)
     for (int64_t column = at.first_column; column < at.last_column; ++column, ++number) {
-      const float* const pixel = image + (row * width + column) * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        const bool taken = replaces(pixel[c], best[c]);
-        best[c] = taken ? pixel[c] : best[c];
-        place[c] = taken ? number : place[c];
-      }
+      const Vector pixel = load_some(image + (row * width + column) * channels + c, count);
+      const Integers taken = replaces(pixel, best);
+      best = taken ? pixel : best;
+      place = taken ? number : place;
     }
-  number = 0;
+  const Vector share = load_some(gradient + c, count);
+  number = Integers{};
   for (int64_t row = at.first_row; row < at.last_row; ++row)
     for (int64_t column = at.first_column; column < at.last_column; ++column, ++number) {
-      float* const pixel = result + (row * width + column) * channels;
-      for (int64_t c = 0; c < channels; ++c) pixel[c] += place[c] == number ? gradient[c] : 0.0f;
+      float* const pixel = result + (row * width + column) * channels + c;
+      store_some(pixel, load_some(pixel, count) + (place == number ? share : Vector{}), count);
     }
 }
 
@@ -74,17 +86,18 @@ ffi::Error of_maximum(ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradie
     const auto x = images.dimensions(), y = gradient.dimensions();
     const int64_t height = x[1], width = x[2], channels = x[3], rows = y[1], columns = y[2];
     const int64_t size = height * width * channels;
-    std::vector<float> best(x[0] * channels);
-    std::vector<int32_t> place(x[0] * channels);
 #pragma omp parallel for
     for (int64_t n = 0; n < x[0]; ++n) {
       float* const sums = result->typed_data() + n * size;
       std::memset(sums, 0, size * sizeof(float));
       for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < columns; ++j)
-          scatter(images.typed_data() + n * size, gradient.typed_data() + ((n * rows + i) * columns + j) * channels, sums,
-                  window(i, j, stride, height, width), width, channels, best.data() + n * channels,
-                  place.data() + n * channels);
+        for (int64_t j = 0; j < columns; ++j) {
+          const Window at = window(i, j, stride, height, width);
+          const float* const slope = gradient.typed_data() + ((n * rows + i) * columns + j) * channels;
+          by_lanes(channels, [&](int64_t c, auto count) {
+            scatter(images.typed_data() + n * size, slope, sums, at, width, channels, c, count);
+          });
+        }
     }
   });
 }
