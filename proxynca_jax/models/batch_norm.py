@@ -4,7 +4,6 @@
 it, for several layers at once, and with a gradient written by hand.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
