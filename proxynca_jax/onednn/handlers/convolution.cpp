@@ -5,7 +5,9 @@
 // kept for ever. Primitives and reorders are safe to execute from several threads, because the scratchpad is the
 // caller's.
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -101,15 +103,19 @@ struct Task {
 struct Primitive {
   Owned<dnnl_primitive> primitive{nullptr, nullptr}, reorder{nullptr, nullptr};  // no reorder: the layouts are equal
   Layout images, result, given_kernel, kernel, bias, scratchpad;
-  size_t kernel_bytes, scratchpad_bytes;
+  size_t given_bytes, kernel_bytes, scratchpad_bytes;
 };
 
-int keep(dnnl_primitive*) { return 0; }  // primitives live as long as the process
+// Destroys nothing: there is nothing, or it lives as long as the process.
+template <typename T>
+int nothing(T*) {
+  return 0;
+}
 
 Owned<dnnl_primitive> create(const dnnl_primitive_desc* description) {
   dnnl_primitive* made = nullptr;
   check(dnnl_primitive_create(&made, description), "dnnl_primitive_create");
-  return {made, keep};
+  return {made, nothing};
 }
 
 using Attributes = Owned<dnnl_primitive_attr>;
@@ -147,29 +153,28 @@ std::unique_ptr<Primitive> make(const Task& task) {
             &made, engine(), task.kind == FORWARD ? dnnl::INFERENCE : dnnl::TRAINING, dnnl::DIRECT, images.get(),
             free_kernel.get(), bias.get(), result.get(), strides, dilations, before, after, attr),
         "dnnl_convolution_forward_primitive_desc_create");
-  Description description(made, dnnl_primitive_desc_destroy);
-  const Description forward = std::move(description);
-  if (task.kind == FORWARD) {
-    description = Description(forward.get(), [](dnnl_primitive_desc*) { return 0; });
-  } else if (task.kind == OF_IMAGES) {
-    check(dnnl_convolution_backward_data_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(), free_kernel.get(),
-                                                               result.get(), strides, dilations, before, after, forward.get(), attr),
+  const Description forward(made, dnnl_primitive_desc_destroy);
+  made = nullptr;
+  if (task.kind == OF_IMAGES)
+    check(dnnl_convolution_backward_data_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(),
+                                                               free_kernel.get(), result.get(), strides, dilations, before,
+                                                               after, forward.get(), attr),
           "dnnl_convolution_backward_data_primitive_desc_create");
-    description = Description(made, dnnl_primitive_desc_destroy);
-  } else {
-    check(dnnl_convolution_backward_weights_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(), free_kernel.get(),
-                                                                  nullptr, result.get(), strides, dilations, before, after,
-                                                                  forward.get(), attr),
+  if (task.kind == OF_KERNEL)
+    check(dnnl_convolution_backward_weights_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(),
+                                                                  free_kernel.get(), nullptr, result.get(), strides, dilations,
+                                                                  before, after, forward.get(), attr),
           "dnnl_convolution_backward_weights_primitive_desc_create");
-    description = Description(made, dnnl_primitive_desc_destroy);
-  }
-  const auto query = [&](int what) { return copy(dnnl_primitive_desc_query_md(description.get(), what, 0)); };
+  const Description backward(made, made ? dnnl_primitive_desc_destroy : nothing<dnnl_primitive_desc>);
+  const dnnl_primitive_desc* const description = task.kind == FORWARD ? forward.get() : backward.get();
+  const auto query = [&](int what) { return copy(dnnl_primitive_desc_query_md(description, what, 0)); };
   Layout kernel = query(task.kind == OF_KERNEL ? dnnl::GRADIENT_OF_WEIGHTS_OF : dnnl::WEIGHTS_OF);
   Layout scratchpad = query(dnnl::SCRATCHPAD_OF);
 
   auto found = std::make_unique<Primitive>(Primitive{
-      create(description.get()), {nullptr, keep}, std::move(images), std::move(result), std::move(given),
-      std::move(kernel), std::move(bias), std::move(scratchpad), 0, 0});
+      create(description), {nullptr, nothing}, std::move(images), std::move(result), std::move(given),
+      std::move(kernel), std::move(bias), std::move(scratchpad), 0, 0, 0});
+  found->given_bytes = dnnl_memory_desc_get_size(found->given_kernel.get());
   found->kernel_bytes = dnnl_memory_desc_get_size(found->kernel.get());
   found->scratchpad_bytes = dnnl_memory_desc_get_size(found->scratchpad.get());
   if (!dnnl_memory_desc_equal(found->given_kernel.get(), found->kernel.get())) {
@@ -192,16 +197,8 @@ const Primitive& primitive(const Task& task) {
 
 Owned<dnnl_memory> memory(const Layout& layout, void* data) {
   dnnl_memory* made = nullptr;
-  check(dnnl_memory_create(&made, layout.get(), engine(), data), "dnnl_memory_create");
-  return {made, dnnl_memory_destroy};
-}
-
-using Bytes = std::unique_ptr<void, void (*)(void*)>;
-
-Bytes allocate(size_t size) {
-  void* const data = size ? std::aligned_alloc(64, (size + 63) / 64 * 64) : nullptr;
-  if (size && !data) throw std::bad_alloc();
-  return {data, std::free};
+  if (layout) check(dnnl_memory_create(&made, layout.get(), engine(), data), "dnnl_memory_create");
+  return {made, made ? dnnl_memory_destroy : nothing<dnnl_memory>};
 }
 
 void execute(const dnnl_primitive* primitive, const std::vector<dnnl_exec_arg_t>& arguments) {
@@ -209,32 +206,88 @@ void execute(const dnnl_primitive* primitive, const std::vector<dnnl_exec_arg_t>
   check(dnnl_stream_wait(stream()), "dnnl_stream_wait");
 }
 
-void run(const Task& task, void* images, void* kernel, void* bias, void* result) {
-  const Primitive& found = primitive(task);
-  const Bytes reordered = allocate(found.reorder ? found.kernel_bytes : 0), scratchpad = allocate(found.scratchpad_bytes);
-  const auto of_images = memory(found.images, images), of_result = memory(found.result, result);
-  const auto given = memory(found.given_kernel, kernel);
-  const auto used = memory(found.kernel, found.reorder ? reordered.get() : kernel);
-  const auto scratch = memory(found.scratchpad, scratchpad.get());
-  const std::vector<dnnl_exec_arg_t> reorder_in = {{dnnl::SOURCE, given.get()}, {dnnl::DESTINATION, used.get()}};
-  const std::vector<dnnl_exec_arg_t> reorder_out = {{dnnl::SOURCE, used.get()}, {dnnl::DESTINATION, given.get()}};
+using Bytes = std::shared_ptr<void>;
 
-  if (found.reorder && task.kind != OF_KERNEL) execute(found.reorder.get(), reorder_in);
+Bytes allocate(size_t size) {
+  void* const data = size ? std::aligned_alloc(64, (size + 63) / 64 * 64) : nullptr;
+  if (size && !data) throw std::bad_alloc();
+  return Bytes(data, std::free);
+}
+
+Bytes reorder(const Primitive& found, void* kernel) {
+  const Bytes reordered = allocate(found.kernel_bytes);
+  const auto from = memory(found.given_kernel, kernel), to = memory(found.kernel, reordered.get());
+  execute(found.reorder.get(), {{dnnl::SOURCE, from.get()}, {dnnl::DESTINATION, to.get()}});
+  return reordered;
+}
+
+// Kernels of inference, which stay the same from batch to batch. Comparing one with its copy takes a quarter of the time
+// of reordering it.
+class ReorderedKernels {
+ public:
+  Bytes find(const Primitive& found, void* kernel) {
+    if (const Bytes known = look_up(found, kernel)) return known;
+    const Bytes copy = allocate(found.given_bytes), reordered = reorder(found, kernel);
+    std::memcpy(copy.get(), kernel, found.given_bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_[{&found, kernel}] = {copy, reordered, ++uses_};
+    if (entries_.size() > MOST) drop_oldest();
+    return reordered;
+  }
+
+ private:
+  static constexpr size_t MOST = 200;  // more than the convolutions of a network
+
+  struct Entry {
+    Bytes given, reordered;
+    int64_t used;
+  };
+
+  Bytes look_up(const Primitive& found, const void* kernel) {
+    Entry entry;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto place = entries_.find({&found, kernel});
+      if (place == entries_.end()) return nullptr;
+      place->second.used = ++uses_;
+      entry = place->second;
+    }
+    return std::memcmp(entry.given.get(), kernel, found.given_bytes) ? nullptr : entry.reordered;
+  }
+
+  void drop_oldest() {
+    entries_.erase(std::min_element(entries_.begin(), entries_.end(), [](const auto& one, const auto& other) {
+      return one.second.used < other.second.used;
+    }));
+  }
+
+  std::mutex mutex_;
+  std::map<std::pair<const Primitive*, const void*>, Entry> entries_;
+  int64_t uses_ = 0;
+};
+
+void run(const Task& task, void* images, void* kernel, void* bias, void* result) {
+  static auto& reordered_kernels = *new ReorderedKernels;  // never destroyed, as primitives
+  const Primitive& found = primitive(task);
+  const bool reorders_in = found.reorder && task.kind != OF_KERNEL, reorders_out = found.reorder && task.kind == OF_KERNEL;
+  Bytes reordered;
+  if (reorders_in) reordered = task.has_bias ? reordered_kernels.find(found, kernel) : reorder(found, kernel);
+  if (reorders_out) reordered = allocate(found.kernel_bytes);
+  const Bytes scratchpad = allocate(found.scratchpad_bytes);
+  const auto of_images = memory(found.images, images), of_result = memory(found.result, result);
+  const auto of_kernel = memory(found.kernel, reordered ? reordered.get() : kernel);
+  const auto of_bias = memory(found.bias, bias), scratch = memory(found.scratchpad, scratchpad.get());
+
   std::vector<dnnl_exec_arg_t> arguments = {{dnnl::SCRATCHPAD, scratch.get()}};
-  if (task.kind == FORWARD) {
-    arguments.insert(arguments.end(), {{dnnl::SOURCE, of_images.get()}, {dnnl::WEIGHTS, used.get()}, {dnnl::DESTINATION, of_result.get()}});
-  } else if (task.kind == OF_IMAGES) {
-    arguments.insert(arguments.end(), {{dnnl::GRADIENT_OF_DESTINATION, of_result.get()}, {dnnl::WEIGHTS, used.get()}, {dnnl::GRADIENT_OF_SOURCE, of_images.get()}});
-  } else {
-    arguments.insert(arguments.end(), {{dnnl::SOURCE, of_images.get()}, {dnnl::GRADIENT_OF_DESTINATION, of_result.get()}, {dnnl::GRADIENT_OF_WEIGHTS, used.get()}});
-  }
-  Owned<dnnl_memory> of_bias(nullptr, dnnl_memory_destroy);
-  if (task.has_bias) {
-    of_bias = memory(found.bias, bias);
-    arguments.push_back({dnnl::BIAS, of_bias.get()});
-  }
+  const auto add = [&](dnnl::Argument argument, const Owned<dnnl_memory>& of) { arguments.push_back({argument, of.get()}); };
+  add(task.kind == OF_IMAGES ? dnnl::GRADIENT_OF_SOURCE : dnnl::SOURCE, of_images);
+  add(task.kind == OF_KERNEL ? dnnl::GRADIENT_OF_WEIGHTS : dnnl::WEIGHTS, of_kernel);
+  add(task.kind == FORWARD ? dnnl::DESTINATION : dnnl::GRADIENT_OF_DESTINATION, of_result);
+  if (task.has_bias) add(dnnl::BIAS, of_bias);
   execute(found.primitive.get(), arguments);
-  if (found.reorder && task.kind == OF_KERNEL) execute(found.reorder.get(), reorder_out);
+  if (!reorders_out) return;
+  const auto given = memory(found.given_kernel, kernel);
+  execute(found.reorder.get(), {{dnnl::SOURCE, of_kernel.get()}, {dnnl::DESTINATION, given.get()}});
 }
 
 template <typename Buffer>
