@@ -35,6 +35,7 @@ from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.metrics.identification import identify
 from proxynca_jax.metrics.retrieval import DISTANCES, LabelledVectors
 from proxynca_jax.metrics.verification import verify
+from proxynca_jax.onednn.way import way
 from proxynca_jax.report.baselines import baselines, describe_baselines
 from proxynca_jax.report.metric_card import metric_card
 from proxynca_jax.report.verification_card import draw_roc, identification_card, verification_card
@@ -72,7 +73,8 @@ def _score_run(options: argparse.Namespace) -> None:
     _override(config, options)
     evaluation = evaluation_of_run(options.run, config.data)
     queries, *others = [(embed(network, split, config), split.labels) for split in evaluation.splits()]
-    title, precision = f"{options.run}  {kind} checkpoint, step {step}", computed_in(config.model.compute_dtype)
+    title = f"{options.run}  {kind} checkpoint, step {step}"
+    precision = f"{computed_in(config.model.compute_dtype)} by {way().name}"
     _print_scores(title, queries, others[0] if others else None, config, options, precision=precision)
     if options.verification:
         about = {"step": step, "checkpoint": kind, "weights": digest(network.variables)}

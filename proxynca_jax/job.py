@@ -31,6 +31,7 @@ from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.models import BACKBONES
+from proxynca_jax.onednn.way import way
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.folder import open_run
 from proxynca_jax.runs.image_list import LEFT_OUT, list_images
@@ -135,6 +136,8 @@ def prepare(
         log.line(start)
     if (named := config.model.compute_dtype) != (precision := computed_in(named)):
         log.line(f"model.compute_dtype is {named}, which this device does not have: it computes in {precision}")
+    if hint := way().hint:
+        log.line(hint)
     test = dataset.evaluation
     images = train_split, evaluation, test, len(left_out)
     return Job(config, log, *images, epoch_steps, layout, *programs), state
@@ -213,5 +216,5 @@ def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evalua
         f"{name} {len(split.labels):,} images of {len(np.unique(split.labels)):,} classes"
         for name, split in named.items()
     )
-    devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)}"
+    devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)} by {way().name}"
     return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"

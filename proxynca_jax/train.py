@@ -42,6 +42,7 @@ from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.models.network import Variables
+from proxynca_jax.onednn.way import way
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.log import Record
 from proxynca_jax.scores import describe_record, describe_scores, score
@@ -76,6 +77,7 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
             log.line(f"{damage} It was put aside.")
         if step:
             log.line(f"continuing from step {step}, in epoch {step // epoch_steps}")
+            _compare_ways(job)
         log.keep_records_until(step, describe_record)
         _keep_best(job, restored, step, checkpoints)
 
@@ -117,6 +119,16 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
         log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
         if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
             _test_best(job, state, checkpoints, check)
+
+
+def _compare_ways(job: Job) -> None:
+    """Says so if the run was computed by another library before."""
+    before = {record["convolutions"] for record in job.log.records() if "convolutions" in record} - {way().name}
+    if before:
+        job.log.line(
+            f"until now {', '.join(sorted(before))} computed the convolutions, from here on {way().name}: scores "
+            "differ by rounding from those of a run by one of them"
+        )
 
 
 def _keep_best(job: Job, state: steps.TrainState, step: int, checkpoints: Checkpoints) -> None:
@@ -180,6 +192,7 @@ def _finish_epoch(
     if job.left_out:
         record["images_left_out"] = job.left_out
     record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
+    record["convolutions"] = way().name
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)

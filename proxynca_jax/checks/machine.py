@@ -18,6 +18,7 @@ from proxynca_jax.data.split import DataSet, sample
 from proxynca_jax.data.transforms import loaded_size, shrunk_size
 from proxynca_jax.errors import UserError
 from proxynca_jax.machine.free_memory import free_on_host
+from proxynca_jax.onednn.way import way
 
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SIZES = 200  # images whose size is looked at
@@ -41,6 +42,7 @@ def check_versions() -> Iterator[Finding]:
             yield Finding(WARNING, f"{needed.name} is {found} and must be {needed.specifier}: install it again")
     device = jax.devices()[0]
     yield Finding(OK, f"{jax.device_count()} × {device.device_kind} ({device.platform})")
+    yield Finding(OK, way().hint or f"convolutions by {way().name}")
 
 
 def check_memory(dataset: DataSet, config: TrainConfig, *, width: int) -> Iterator[Finding]:

@@ -1,7 +1,6 @@
 """What exported files compute: a network with fixed weights, as a JAX function of images."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +10,7 @@ from flax import nnx
 
 from proxynca_jax.config import ModelConfig
 from proxynca_jax.models.network import Variables, abstract_network
+from proxynca_jax.onednn.way import without_onednn
 from proxynca_jax.steps import make_embed_step
 
 BATCH = "batch"  # the name of the first dimension, which may have any length
@@ -30,7 +30,13 @@ def inference_function(config: ModelConfig, variables: Variables) -> Function:
     graph, _ = abstract_network(dataclasses.replace(config, compute_dtype="float32"))
     folded_graph, arrays = make_embed_step(graph).fold(variables)
     on_one_device = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), arrays)
-    return functools.partial(nnx.merge(folded_graph, on_one_device), train=False)
+    network = nnx.merge(folded_graph, on_one_device)
+
+    def inference(images: jax.Array) -> jax.Array:
+        with without_onednn():  # other machines run the file
+            return network(images, train=False)
+
+    return inference
 
 
 def images_of(image_size: int) -> jax.ShapeDtypeStruct:

@@ -201,8 +201,8 @@ def _sums_of_gradients(
         passed_on = _passed_gradient(x, gradient, factor, offset, activation)
         return _sums(passed_on, passed_on * (x.astype(jnp.float32) - mean[None, None, None]))
 
-    def by_onednn(*arrays: Array) -> Sequence[Array]:
-        return list(operations.sums_of_gradients(*arrays, activation))
+    def by_onednn(x: Array, gradient: Array, mean: Array, factor: Array, offset: Array) -> Sequence[Array]:
+        return list(operations.sums_of_gradients(x, gradient, mean, factor, offset, activation))
 
     arrays = x, gradient, mean, factor, offset
     return jax.lax.platform_dependent(*arrays, cpu=by_onednn if _by_onednn(x) else plain, default=plain)

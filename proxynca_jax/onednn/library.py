@@ -17,7 +17,6 @@ import sys
 import tempfile
 
 import jax
-import jaxlib
 
 from proxynca_jax.machine.cache_folder import cache_folder
 
@@ -65,11 +64,16 @@ def register() -> str:
     version, onednn = _find()
     try:
         ctypes.CDLL(str(onednn), ctypes.RTLD_GLOBAL)
-        handlers = ctypes.CDLL(str(_compiled(onednn, version)))
+        compiled = _compiled(onednn, version)
+    except OSError as error:  # also of a folder that cannot be written
+        raise Unavailable(f"{error.filename or PACKAGE}: {error.strerror or error}") from error
+    try:
+        handlers = ctypes.CDLL(str(compiled))
         for name in HANDLERS:
             jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
-    except OSError as error:  # also a folder that cannot be written
-        raise Unavailable(f"{error.filename or PACKAGE}: {error.strerror or error}") from error
+    except (OSError, AttributeError) as error:
+        compiled.unlink(missing_ok=True)
+        raise Unavailable(f"its compiled handlers are damaged, and the next start makes them again: {error}") from error
     return version
 
 
@@ -97,7 +101,7 @@ def _compiled(onednn: pathlib.Path, version: str) -> pathlib.Path:
     folder = cache_folder()
     if folder is None:
         raise Unavailable("there is no home folder to keep its compiled handlers in: set XDG_CACHE_HOME")
-    parts = _sources_digest(), version, jaxlib.__version__, _processor(), *FLAGS
+    parts = _sources_digest(), version, importlib.metadata.version("jaxlib"), _processor(), *FLAGS
     library = folder / f"handlers-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library

@@ -46,8 +46,7 @@ def convolution(
     return _convolution(stride, padding, limits, depthwise, x, kernel, bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _convolution(
+def _convolve(
     stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
 ) -> Array:
     attributes = _geometry(stride, padding, depthwise) | {"low": np.float32(limits[0]), "high": np.float32(limits[1])}
@@ -58,10 +57,13 @@ def _convolution(
     return _over_devices(local, "n h w c, o u v i, k -> n r s q")(x, kernel, bias)
 
 
+_convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0, 1, 2, 3))
+
+
 def _convolution_forward(
     stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
-    y = _convolution(stride, padding, limits, depthwise, x, kernel, bias)
+    y = _convolve(stride, padding, limits, depthwise, x, kernel, bias)
     return y, (x, kernel, bias, None if np.isinf(limits).all() else y)
 
 
@@ -117,8 +119,7 @@ def _gradient_of_depthwise_kernel(x: Array, kernel: Array, gradient: Array, stri
     return _over_devices(local, "n h w c, n r s q -> o u v i")(*floats).astype(kernel.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def max_pool(
+def _max_pool(
     stride: int, x: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch rows columns channels"]:
     """Maximum of 3×3 pixels, float32. Stride 1 pads one pixel; stride 2 pads nothing and rounds the size up."""
@@ -134,8 +135,11 @@ def max_pool(
     return _over_devices(local, "n h w c -> n r s c")(x)
 
 
+max_pool = jax.custom_vjp(_max_pool, nondiff_argnums=(0,))
+
+
 def _max_pool_forward(stride: int, x: Array) -> tuple[Array, Array]:
-    return max_pool(stride, x), x
+    return _max_pool(stride, x), x
 
 
 def _max_pool_backward(stride: int, x: Array, gradient: Array) -> tuple[Array]:
@@ -150,8 +154,7 @@ def _max_pool_backward(stride: int, x: Array, gradient: Array) -> tuple[Array]:
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-@jax.custom_vjp
-def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+def _average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
     """Mean of the 3×3 pixels around each pixel, float32. Pixels outside of the image are zeros, the divisor stays 9."""
 
     def local(x: Array) -> Array:
@@ -160,8 +163,9 @@ def average_pool(x: Float[Array, "batch height width channels"]) -> Float[Array,
     return _over_devices(local, "n h w c -> n h w c")(x)
 
 
+average_pool = jax.custom_vjp(_average_pool)
 # A pixel is in the windows of the pixels around it, so the gradient is the same pool.
-average_pool.defvjp(lambda x: (average_pool(x), None), lambda _, gradient: (average_pool(gradient),))
+average_pool.defvjp(lambda x: (_average_pool(x), None), lambda _, gradient: (_average_pool(gradient),))
 
 
 def sums_of_distances(
@@ -233,8 +237,8 @@ def _over_devices(local: Callable[..., Any], rule: str) -> Callable[..., Any]:
     """
     if jax.device_count() == 1:
         return local
-    operands, results = ([axes.split() for axes in side.split(",")] for side in rule.split("->"))
-    factors = sorted({axis for axes in operands + results for axis in axes} - {BATCH})
+    operands, results = ([axes.split() for axes in side.split(",")] for side in rule.split("->", 1))
+    factors = dict.fromkeys(axis for axes in operands + results for axis in axes if axis != BATCH)  # in their order
     is_sum = all(BATCH not in axes for axes in results)
 
     def shardings(mesh: Any, batch: Any) -> tuple[tuple[NamedSharding, ...], Any]:
@@ -242,7 +246,7 @@ def _over_devices(local: Callable[..., Any], rule: str) -> Callable[..., Any]:
             tuple(NamedSharding(mesh, P(batch) if axes[0] == BATCH else P()) for axes in side)
             for side in (operands, results)
         )
-        return of_operands, of_results if len(of_results) > 1 else of_results[0]
+        return of_operands, of_results if len(results) > 1 else next(iter(of_results))
 
     def batch_axes(arguments: Any) -> Any:
         spec = arguments[0].sharding.spec

@@ -25,7 +25,7 @@ def check() -> None:
     try:
         # The caller may be in the middle of tracing a network, or may have forbidden transfers.
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
-            found = jax.device_get(jax.jit(_by_handlers)(x, kernel, depthwise, bias, centre))
+            found = jax.device_get(jax.jit(lambda *arrays: _by_handlers(*arrays))(x, kernel, depthwise, bias, centre))
     except Exception as error:  # whatever it is: XLA alone can compute the network
         raise Unavailable(f"its test failed: {str(error).splitlines()[0]}") from error
     for name, expected in _by_numpy(x, kernel, depthwise, bias, centre).items():

@@ -44,7 +44,8 @@ def metric_card(
         gallery: vectors and labels of the images that the queries search; None: the queries, each without itself.
             NMI is of the queries alone.
         distance: one of `vectors.DISTANCES`.
-        precision: of the network that computed the embeddings, one of `precision.PRECISIONS`. None: unknown.
+        precision: of the network that computed the embeddings, one of `precision.PRECISIONS`, perhaps with the library
+            that computed it. None: unknown.
 
     Returns:
         The card, several lines.

@@ -13,6 +13,7 @@ import psutil
 
 from proxynca_jax.machine.output import print_line
 from proxynca_jax.models.network import TRAINING_PASSES
+from proxynca_jax.onednn.way import way
 
 STEPS = ("train", "embed")
 
@@ -117,7 +118,8 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
 def describe_device() -> tuple[str, str]:
     """Returns JAX's platform, and a line that describes devices, cores and JAX's version."""
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, jax {jax.__version__}"
+    versions = f"jax {jax.__version__}, convolutions by {way().name}"
+    return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, {versions}"
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,0 +1,361 @@
+"""The operations of oneDNN against their definitions, on one device and on several, and what may be missing."""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from proxynca_jax.models.activation import IDENTITY, RELU, RELU6
+from proxynca_jax.models.batch_norm import _sums_of_distances, _sums_of_gradients
+from proxynca_jax.models.convolution import centred_padding, plain_convolution, same_padding, then_activate
+from proxynca_jax.models.depthwise import plain_depthwise_convolution
+from proxynca_jax.models.pooling import max_pool_on_cpu, plain_average_pool
+from proxynca_jax.onednn import library, operations, probe
+from proxynca_jax.onednn.library import Unavailable, register
+from proxynca_jax.onednn.way import VARIABLE, uses_onednn, way, without_onednn
+
+try:
+    register()
+except Unavailable as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+PROJECT = pathlib.Path(__file__).parents[1]
+
+
+def drawn(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.array(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def value_and_gradients(function, *arrays):
+    value, pull_back = jax.vjp(function, *arrays)
+    return value, *pull_back(drawn(*value.shape, seed=1).astype(value.dtype))
+
+
+def assert_equal(ours, theirs, *arrays, tolerance=2e-5):
+    """Value and gradients, relative to the largest entry of each."""
+    for found, expected in zip(
+        jax.jit(functools.partial(value_and_gradients, ours))(*arrays),
+        jax.jit(functools.partial(value_and_gradients, theirs))(*arrays),
+        strict=True,
+    ):
+        scale = np.abs(np.asarray(expected, np.float32)).max()
+        difference = np.abs(np.asarray(found, np.float32) - np.asarray(expected, np.float32)).max()
+        assert difference <= tolerance * scale
+
+
+@pytest.mark.parametrize("activation", [IDENTITY, RELU, RELU6])
+@pytest.mark.parametrize(
+    ("side", "stride", "size", "inputs", "outputs"),
+    [(1, 1, 7, 5, 9), (3, 1, 8, 16, 32), (3, 2, 9, 8, 16), (7, 2, 23, 3, 8), (3, 1, 1, 4, 4)],
+)
+def test_convolution(side, stride, size, inputs, outputs, activation):
+    padding = centred_padding(side)
+
+    def ours(x, kernel, bias):
+        return operations.convolution(x, kernel, bias, stride, padding, activation)
+
+    definition = functools.partial(plain_convolution, stride=stride, padding=padding)
+    arrays = drawn(2, size, size + 1, inputs), drawn(outputs, side, side, inputs), drawn(outputs)
+    assert_equal(ours, then_activate(definition, activation), *arrays)
+
+
+def test_convolution_without_a_bias_and_with_uneven_padding():
+    padding = same_padding((8, 11), 3, 2)
+    assert padding == ((0, 1), (1, 1))
+
+    def ours(x, kernel):
+        return operations.convolution(x, kernel, None, 2, padding, IDENTITY)
+
+    def theirs(x, kernel):
+        return plain_convolution(x, kernel, 2, padding=padding)
+
+    assert_equal(ours, theirs, drawn(3, 8, 11, 6), drawn(10, 3, 3, 6))
+
+
+@pytest.mark.parametrize("activation", [IDENTITY, RELU6])
+@pytest.mark.parametrize(("side", "stride", "size"), [(3, 1, 7), (3, 2, 8), (5, 1, 4), (5, 2, 9), (7, 1, 6)])
+@pytest.mark.parametrize("channels", [16, 24])
+def test_depthwise_convolution(side, stride, size, channels, activation):
+    padding = same_padding((size, size + 1), side, stride)
+
+    def ours(x, kernel, bias):
+        return operations.convolution(x, kernel, bias, stride, padding, activation, depthwise=True)
+
+    theirs = then_activate(functools.partial(plain_depthwise_convolution, stride=stride), activation)
+    assert_equal(ours, theirs, drawn(2, size, size + 1, channels), drawn(side, side, 1, channels), drawn(channels))
+
+
+def test_bfloat16():
+    x, kernel, bias = drawn(2, 9, 9, 32).astype(jnp.bfloat16), drawn(64, 3, 3, 32).astype(jnp.bfloat16), drawn(64)
+    padding = centred_padding(3)
+
+    def ours(x, kernel, bias):
+        return operations.convolution(x, kernel, bias, 1, padding, RELU)
+
+    definition = functools.partial(plain_convolution, stride=1, padding=padding)
+    assert_equal(ours, then_activate(definition, RELU), x, kernel, bias, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 4, 7])
+@pytest.mark.parametrize("channels", [5, 16, 40])
+def test_max_pool(stride, size, channels):
+    x = jnp.floor(drawn(2, size + 3, size + 2, channels) * 2)  # whole numbers, so that windows have equal pixels
+    assert_equal(
+        functools.partial(operations.max_pool, stride), lambda x: max_pool_on_cpu(x, stride), x, tolerance=1e-6
+    )
+
+
+def test_max_pool_keeps_what_is_not_a_number():
+    x = drawn(1, 5, 5, 16).at[0, 2, 2, 3].set(jnp.nan)
+    found = operations.max_pool(1, x)
+    assert np.isnan(found).sum() == 9  # one in each window that contains it
+
+
+def test_average_pool():
+    assert_equal(operations.average_pool, plain_average_pool, drawn(2, 6, 5, 7), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5, 7), (4, 40, 40, 16)])
+def test_sums_of_batch_norm(shape):
+    x, gradient, channels = drawn(*shape), drawn(*shape, seed=1), [drawn(shape[-1], seed=seed) for seed in range(2, 5)]
+    for activation in (RELU, RELU6, IDENTITY):
+        ours = _sums_of_gradients(x, gradient, *channels, activation)
+        with without_onednn():
+            theirs = _sums_of_gradients(x, gradient, *channels, activation)
+        for found, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.prod(shape[:3]) ** 0.5)
+    ours = _sums_of_distances(x, *channels[:2])
+    with without_onednn():
+        theirs = _sums_of_distances(x, *channels[:2])
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.prod(shape[:3]) ** 0.5)
+
+
+def test_sums_are_exact_far_from_zero():
+    """The mean of a million values near 1,000 to seven digits: blocks are added in float64."""
+    x = 1000 + drawn(4, 512, 512, 1)
+    sums, _ = operations.sums_of_distances(x, jnp.zeros(1))
+    np.testing.assert_allclose(sums, np.asarray(x, np.float64).sum((0, 1, 2)), rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [(0, 4, 4, 3), (2, 1, 1, 3)])
+def test_nothing_to_compute(size):
+    """A batch without images, and a kernel larger than the image."""
+    definition = jax.eval_shape(
+        functools.partial(plain_convolution, stride=1, padding=((0, 0), (0, 0))), drawn(*size), drawn(5, 3, 3, 3)
+    )
+    found = operations.convolution(drawn(*size), drawn(5, 3, 3, 3), None, 1, ((0, 0), (0, 0)), IDENTITY)
+    assert found.shape == definition.shape
+
+
+def test_shapes_that_do_not_fit_are_an_error():
+    with pytest.raises(ValueError, match="conv_general_dilated"):
+        operations.convolution(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), None, 1, centred_padding(3), IDENTITY)
+
+
+def test_failure_in_a_handler_is_an_exception():
+    """The library refuses a kernel of another shape than the images have. The process goes on."""
+    result = jax.ShapeDtypeStruct((1, 4, 4, 5), jnp.float32)
+    attributes = operations._geometry(1, ((1, 1), (1, 1)), False) | {"low": np.float32(0), "high": np.float32(1)}
+    call = jax.ffi.ffi_call(library.target("convolution"), result)
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward_primitive_desc_create failed with status"
+    ):
+        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), jnp.zeros(0), **attributes))
+
+
+def test_changed_kernel_is_used():
+    """Kernels of inference are kept in oneDNN's layout, by their address. The content decides."""
+    x, bias = drawn(1, 8, 8, 32), jnp.zeros(32)
+    step = jax.jit(
+        lambda kernel: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU), donate_argnums=()
+    )
+    first, second = drawn(32, 3, 3, 32), drawn(32, 3, 3, 32, seed=1)
+    for kernel in (first, second, first):
+        expected = jnp.maximum(plain_convolution(x, kernel, 1), 0)
+        np.testing.assert_allclose(step(kernel), expected, atol=1e-3)
+
+
+def test_repeats_to_the_last_bit():
+    x, kernel = drawn(4, 28, 28, 32), drawn(48, 3, 3, 32)
+    step = jax.jit(
+        functools.partial(
+            value_and_gradients, lambda x, k: operations.convolution(x, k, None, 1, centred_padding(3), IDENTITY)
+        )
+    )
+    first = step(x, kernel)
+    for _ in range(3):
+        for one, other in zip(first, step(x, kernel), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_way_is_named_and_tested():
+    assert way().onednn
+    assert way().name.startswith("oneDNN (2023.2")
+    assert uses_onednn()
+    with without_onednn():
+        assert not uses_onednn()
+    probe.check()
+
+
+def test_probe_refuses_a_wrong_result(monkeypatch):
+    monkeypatch.setattr(operations, "average_pool", lambda x: x)
+    with pytest.raises(Unavailable, match="its average differs from the definition"):
+        probe.check()
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+PRINT_WAY = "from proxynca_jax.onednn.way import way; print(way().name, '|', way().hint)"
+
+
+def test_turned_off():
+    done = run_python(PRINT_WAY, **{VARIABLE: "0"})
+    assert done.stdout == "XLA | convolutions run without oneDNN, because PROXYNCA_ONEDNN=0\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("sys.platform = 'darwin'", "it is used on Linux with x86-64, and this is darwin"),
+        ("library.PACKAGE = 'not-a-package'", "it is not installed: pip install 'proxynca_jax[cpu]'"),
+        ("library.TESTED = ('1.0',)", "onednn-cpu-gomp 2023.2.0 was not tested, 1.0 was"),
+        ("library.FLAGS = ('--no-such-flag',)", "cannot compile its handlers"),
+        ("library.SOURCES = pathlib.Path(folder)", "undefined symbol: convolution"),
+        ("os.environ['PATH'] = '/nowhere'; library.FLAGS = ('x',)", "need a C++ compiler once, and there is none"),
+    ],
+)
+def test_missing_parts_are_one_line(change, reason, tmp_path):
+    (tmp_path / "empty.cpp").write_text("")
+    done = run_python(
+        f"""
+        import os, pathlib, sys
+        from proxynca_jax.onednn import library
+        folder = {str(tmp_path)!r}
+        os.environ["XDG_CACHE_HOME"] = folder
+        {change}
+        {PRINT_WAY}
+        """
+    )
+    assert done.stdout.startswith("XLA | convolutions would be faster with oneDNN; "), done.stderr
+    assert reason in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+DEVICES = """
+import jax, sys
+sys.path.insert(0, "tests")
+from test_onednn import on_several_devices
+on_several_devices()
+"""
+
+
+def on_several_devices() -> None:
+    """Compares a sharded batch with one device, and looks for gathered activations in the program."""
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    shard, whole = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
+    x, kernel, depthwise, bias = drawn(8, 12, 12, 16), drawn(32, 3, 3, 16), drawn(5, 5, 1, 32), drawn(32)
+
+    def network(x, kernel, depthwise, bias):
+        x = operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU)
+        x = operations.average_pool(operations.max_pool(2, x))
+        x = operations.convolution(x, depthwise, None, 1, centred_padding(5), IDENTITY, depthwise=True)
+        fixed, centre = jax.lax.stop_gradient((x, bias))
+        sums = operations.sums_of_distances(fixed, centre)
+        return jnp.sum(jnp.square(x)), (sums, operations.sums_of_gradients(fixed, fixed, *[centre] * 3, RELU))
+
+    step = jax.jit(jax.value_and_grad(network, (1, 2, 3), has_aux=True))
+    weights = jax.device_put((kernel, depthwise, bias), whole)
+    sharded = jax.device_put(x, shard), *weights
+    program = step.lower(*sharded).compile().as_text()
+    assert "all-gather" not in program
+    assert "all-reduce" in program
+    one = jax.device_put((x, kernel, depthwise, bias), jax.devices()[0])
+    for found, expected in zip(jax.tree.leaves(step(*sharded)), jax.tree.leaves(step(*one)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 8])
+def test_sharded_batch_stays_sharded(count):
+    done = run_python(DEVICES, XLA_FLAGS=f"--xla_force_host_platform_device_count={count}")
+    assert done.returncode == 0, done.stderr
+
+
+THREADS = """
+import concurrent.futures, jax, numpy as np, sys
+sys.path.insert(0, "tests")
+from test_onednn import drawn, operations, centred_padding, RELU
+step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU))
+inputs = [(drawn(2, 14, 14, 32, seed=seed), drawn(32, 3, 3, 32, seed=seed), drawn(32, seed=seed)) for seed in range(8)]
+expected = [np.asarray(step(*each)) for each in inputs]
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for _ in range(20):
+        for found, right in zip(pool.map(lambda each: np.asarray(step(*each)), inputs), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+"""
+
+
+@pytest.mark.slow
+def test_several_threads():
+    done = run_python(THREADS)
+    assert done.returncode == 0, done.stderr
+
+
+PENDING = """
+import jax, sys
+sys.path.insert(0, "tests")
+from test_onednn import drawn, operations, centred_padding, RELU
+step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU))
+x = drawn(16, 56, 56, 64)
+arrays = drawn(64, 3, 3, 64), drawn(64)
+jax.block_until_ready(step(x, *arrays))
+print("ready", flush=True)
+for _ in range({count}):
+    x = step(x, *arrays)
+"""
+
+
+@pytest.mark.slow
+def test_exit_while_a_program_is_pending():
+    start = time.monotonic()
+    assert run_python(PENDING.format(count=20)).returncode == 0
+    assert time.monotonic() - start < 120
+
+
+@pytest.mark.slow
+def test_ctrl_c():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PENDING.format(count=10**9)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (1, -signal.SIGINT)
+    assert "KeyboardInterrupt" in errors
