@@ -271,7 +271,7 @@ def _kernel_gradient_by_images(x: Array, gradient: Array, side: int, stride: int
     def add(totals: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
         return totals + jax.vmap(product)(*images), None
 
-    turns = _by_turns(x), _by_turns(gradient)
+    turns = by_turns(x), by_turns(gradient)
     zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
     totals, _ = jax.lax.scan(add, zeros, turns)
     return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
@@ -297,11 +297,11 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
         ]
         return sum(summands[1:], summands[0]).astype(gradient.dtype)
 
-    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, _by_turns(gradient))
+    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, by_turns(gradient))
     return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
 
 
-def _by_turns(x: Array) -> Array:
+def by_turns(x: Array) -> Array:
     """Splits a batch into turns, in each of which every device computes one image of its own shard.
 
     Returns:
