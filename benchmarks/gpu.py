@@ -207,7 +207,7 @@ def steps(settings: Settings, work: Path, figures: Figures) -> None:
         work = Work(step, batch_size, ModelConfig(), DataConfig().image_size)
         found = torch_step.compare(list(variants), work, settings.repeats, settings.timeout_seconds)
         measured = {row.variant: row for row in found if isinstance(row, Measurement)}
-        print_table(found, measured.get(torch_step.REFERENCE) or next(iter(measured.values()), None))
+        print_table(found, measured.get(PYTORCH[0]) or next(iter(measured.values()), None))
         sys.stdout.flush()
         figures["rows"] += [row.record() for row in found]
         figures["compared"] += compare_with_pytorch(list(measured.values()))

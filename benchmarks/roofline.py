@@ -2,9 +2,12 @@
 
     python -m benchmarks.roofline [--steps train embed] [--batch_size 32] [--repeats 5]
 
+The first line of a step says what share of the machine's peak it uses today: the model's FLOP/s divided by the FLOP/s
+of a product of two float32 matrices of 2048 × 2048, the fastest of five, measured in the same run.
+
 There are two bounds:
 
-- compute: FLOP / the FLOP/s of the machine's fastest matrix product;
+- compute: FLOP / that peak;
 - memory: the bytes that operations read and write / the bytes/s of a large copy.
 
 Both counts are the compiler's (`cost_analysis`). It counts the body of a loop once. On CPUs, gradients of large
@@ -136,7 +139,8 @@ def report(step: str, batch_size: int, program: jax.stages.Compiled, call: Calla
     assert cost is not None
     passes = TRAINING_PASSES if step == "train" else 1
     model = passes * batch_size * forward_flops(ModelConfig(), DataConfig().image_size)
-    print(f"{step}, batch {batch_size}: {measured:.3f} s, {batch_size / measured:.1f} images/s")
+    share = f"{model / measured / flops_per_second:.0%} of the machine's peak of {flops_per_second / 1e9:.0f} GFLOP/s"
+    print(f"{step}, batch {batch_size}: {measured:.3f} s, {batch_size / measured:.1f} images/s, {share}")
     for what, amount, speed, unit in (
         ("model FLOP", model, flops_per_second, "GFLOP"),
         ("compiled FLOP", cost["flops"], flops_per_second, "GFLOP"),

@@ -1,20 +1,24 @@
 """Benchmarks our training and embedding steps compared with PyTorch's, on the same GPU or CPU.
 
-    python -m benchmarks.torch_step [--steps train embed] [--variants ours eager ...] [--batch_size 32] [--repeats 5]
-        [--backbone efficientnet_lite0] [--image_size 128] [--fixed_batch_norm]
+    python -m benchmarks.torch_step [--steps train embed] [--variants ours torch_keep ...] [--batch_size 32]
+        [--repeats 5] [--backbone efficientnet_lite0] [--image_size 128] [--fixed_batch_norm]
 
     ours                   float32
     ours_tensorfloat32     convolutions and matrix products in TF32; GPUs only
     ours_bfloat16          activations and products in bfloat16
+    torch_keep             channels_last with our allocator setting (`keep_freed_memory`), which changes nothing on GPUs
+    channels_last          PyTorch with NHWC, as ours, and without torch.compile
     eager                  as the reference: NCHW, without torch.compile
-    channels_last          eager with NHWC, as ours
-    channels_last_keep     channels_last with our allocator setting (`keep_freed_memory`), which changes nothing on GPUs
     compile                channels_last with torch.compile and fused Adam
     compile_graphs         compile with mode="reduce-overhead", PyTorch's CUDA graphs; GPUs only
     amp                    channels_last with bfloat16 by autocast; GPUs only
     compile_amp            compile and amp
     compile_graphs_amp     compile_graphs and amp
     onnxruntime            the exported ONNX file; embedding only, on the CPU even if there is a GPU
+
+By default these are ours, torch_keep, channels_last and, for embedding, onnxruntime. The column "ratio" is a variant's
+speed divided by that of torch_keep. It is the fair opponent on a CPU: with glibc's own settings PyTorch takes and
+returns memory in each step, and its times spread.
 
 --backbone chooses the network: bn_inception (default) or efficientnet_lite0. --image_size is the side of the images in
 pixels, by default the one that the network's weights expect: 227 or 224. With --fixed_batch_norm, training normalises
@@ -40,7 +44,8 @@ On a GPU, the library's profiler records ten more steps:
     launches    calls of the host that launch kernels; a CUDA graph is one launch
     changes     calls that record or update a CUDA graph because addresses changed
 
-Our embedding program first folds BatchNorm into the weights, so these columns contain a tenth of that.
+Our embedding program and onnxruntime's fold BatchNorm into the weights before the clock starts, as an evaluation does
+once.
 """
 
 import argparse
@@ -114,13 +119,16 @@ def ours(work: Work, *, dtype: str) -> Program:
             state, _ = train_step(state, batch)
         jax.block_until_ready(state)
 
+    if work.step == "train":
+        return train
+    folded = embed_step.fold(state.network())
+
     def embed(count: int) -> None:
-        folded = embed_step.fold(state.network())  # once, as in an evaluation
         # The device runs steps in order, so all are done when the last one is.
         *_, last = (embed_step.embed(folded, batch["image"]) for _ in range(count))
         jax.block_until_ready(last)
 
-    return {"train": train, "embed": embed}[work.step]
+    return embed
 
 
 def torch(work: Work, *, channels_last: bool = True, mode: str | None = None, amp: bool = False) -> Program:
@@ -236,14 +244,15 @@ def in_torch(dtype: str = "tensorfloat32", load: Callable[[], None] = load_torch
     return Variant(functools.partial(torch, **options), load, torch_peak_mb, profile_torch, dtype, starts_alone=False)
 
 
-REFERENCE = "eager"
+REFERENCE = "torch_keep"
+DEFAULTS = {"train": ["ours", REFERENCE, "channels_last"], "embed": ["ours", REFERENCE, "channels_last", "onnxruntime"]}
 VARIANTS = {
     "ours": in_jax("float32"),
     "ours_tensorfloat32": in_jax("tensorfloat32"),
     "ours_bfloat16": in_jax("bfloat16"),
-    REFERENCE: in_torch(channels_last=False),
+    REFERENCE: in_torch(load=load_torch_and_keep_memory),
     "channels_last": in_torch(),
-    "channels_last_keep": in_torch(load=load_torch_and_keep_memory),
+    "eager": in_torch(channels_last=False),
     "compile": in_torch(mode="default"),
     "compile_graphs": in_torch(mode=CUDA_GRAPHS),
     "amp": in_torch("bfloat16", amp=True),
@@ -323,7 +332,7 @@ def compare(names: list[str], work: Work, repeats: int, timeout_seconds: float) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", REFERENCE, "channels_last"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: see above")
     parser.add_argument("--batch_size", type=integer(PAIR), default=32)
     parser.add_argument("--backbone", choices=NETWORKS, default=NETWORKS[0])
     parser.add_argument("--image_size", type=integer(COUNT), help="pixels (default: what the network's weights expect)")
@@ -349,7 +358,7 @@ def main() -> None:
     rows: list[Measurement | Failure] = []
     for step in options.steps:
         work = Work(step, options.batch_size, model, image_size)
-        found = compare(options.variants, work, options.repeats, options.timeout_seconds)
+        found = compare(options.variants or DEFAULTS[step], work, options.repeats, options.timeout_seconds)
         measured = {row.variant: row for row in found if isinstance(row, Measurement)}
         print_table(found, measured.get(REFERENCE) or next(iter(measured.values()), None))
         sys.stdout.flush()  # so this table is visible even if the next step ends this process

@@ -66,7 +66,7 @@ def load_network(run: pathlib.Path, kind: str, *, graphs: bool = True) -> tuple[
         variables = checkpoints.restore_network(kind, layout.describe(shapes))
         step = checkpoints.latest_step(kind)
     assert step is not None  # or there would have been nothing to restore
-    options = steps.compiler_options(jax.default_backend(), graphs=graphs)
+    options = steps.embedding_options(jax.default_backend(), graphs=graphs)
     embed_step = steps.make_embed_step(graph, layout, options=options)
     return TrainedNetwork(embed_step, variables), config, step
 
@@ -111,7 +111,7 @@ def load_weights(path: str | os.PathLike[str], *, graphs: bool = True) -> tuple[
     graph, shapes = abstract_network(config.model)
     layout = Layout()
     variables = layout.place(fill(shapes, weights, weights.backbone))
-    options = steps.compiler_options(jax.default_backend(), graphs=graphs)
+    options = steps.embedding_options(jax.default_backend(), graphs=graphs)
     return TrainedNetwork(steps.make_embed_step(graph, layout, options=options), variables), config
 
 

@@ -147,8 +147,9 @@ def _programs(
     config: TrainConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, layout: Layout, graphs: bool
 ) -> tuple[dict[bool, steps.TrainStep], steps.EmbedStep]:
     """The run's programs, which are not compiled yet: `train_steps` and `embed_step` of a job."""
-    options: dict[str, Any] = {"options": steps.compiler_options(jax.default_backend(), graphs=graphs)}
-    embed_step = steps.make_embed_step(graph, layout, **options)
+    platform = jax.default_backend()
+    embed_step = steps.make_embed_step(graph, layout, options=steps.embedding_options(platform, graphs=graphs))
+    options: dict[str, Any] = {"options": steps.compiler_options(platform, graphs=graphs)}
     if config.data.placement == "device":
         options["images_of"] = functools.partial(crops, size=config.data.image_size)
     options |= {"layout": layout, "fixed_batch_norm": config.model.fixed_batch_norm}

@@ -1,6 +1,7 @@
 """The two jitted programs, a training step and an embedding step, and the training state."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,9 @@ ALL_REDUCE_BUCKET = 5_000_000
 # step split it into hundreds of pieces, and the host launches every kernel by itself. Without collectives, the 60 that
 # several GPUs need do the same.
 IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,COLLECTIVES"
+# On a CPU, convolutions of an embedding step are faster without YNNPACK: Eigen computes them then. A training step is
+# slower without it.
+WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 @struct.dataclass
@@ -107,7 +111,7 @@ def init_state(
 
 
 def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
-    """Returns XLA's options for both programs.
+    """Returns XLA's options for a training step.
 
     Args:
         platform: to compile for, as `jax.default_backend` names it.
@@ -117,6 +121,22 @@ def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
         return {}
     options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": ALL_REDUCE_BUCKET}
     return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS} if graphs else options
+
+
+def embedding_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
+    """Returns XLA's options for an embedding step. Arguments are those of `compiler_options`."""
+    options = compiler_options(platform, graphs=graphs)
+    return options | WITHOUT_YNNPACK if platform == "cpu" and _is_known(*WITHOUT_YNNPACK) else options
+
+
+@functools.cache
+def _is_known(option: str) -> bool:
+    """Whether this version of XLA has an option. The experimental ones come and go."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: ""}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def make_train_step(
@@ -190,10 +210,10 @@ def make_embed_step(
     Args:
         graph: of the network.
         layout: of the network. Every device gets all embeddings of the batch.
-        options: as for `make_train_step`.
+        options: from `embedding_options`; by default those of JAX's default platform.
     """
     layout = layout or Layout()
-    options = compiler_options(jax.default_backend()) if options is None else options
+    options = embedding_options(jax.default_backend()) if options is None else options
 
     @jax.jit
     def fold(variables: Variables) -> Folded:

@@ -59,6 +59,13 @@ def test_compiler_options_put_convolutions_into_cuda_graphs_on_gpus_only():
     assert "CONVOLUTION" in steps.compiler_options("gpu")["xla_gpu_enable_command_buffer"].split(",")
     assert "xla_gpu_enable_command_buffer" not in steps.compiler_options("gpu", graphs=False)
     assert steps.compiler_options("cpu") == {}
+    assert steps.embedding_options("gpu") == steps.compiler_options("gpu")
+
+
+def test_an_embedding_step_has_options_on_cpus_if_this_xla_knows_them(monkeypatch):
+    assert steps.embedding_options("cpu") == steps.WITHOUT_YNNPACK
+    monkeypatch.setattr(steps, "WITHOUT_YNNPACK", {"xla_cpu_of_another_version": ""})
+    assert steps.embedding_options("cpu") == {}
 
 
 def test_each_program_is_one_cuda_graph():

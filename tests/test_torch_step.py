@@ -20,6 +20,7 @@ from benchmarks import device_busy, torch_step, workers
 from benchmarks.device_busy import Activity, merge, profile_jax, profile_torch, read_jax_profile, read_torch_profile
 from benchmarks.torch_training import NETWORKS, make_adam, make_network
 from benchmarks.workers import Timing, VariantError, Work, measure_in_turns
+from proxynca_jax import steps
 from proxynca_jax.config import ModelConfig, OptimConfig
 from proxynca_jax.errors import UserError
 from proxynca_jax.report.speed_table import Failure, Measurement, print_table
@@ -382,6 +383,39 @@ def test_last_line_of_the_command_is_json():
     assert eager["model_flops_utilisation"] > 0
     assert amp["error"] == "amp is for GPUs, and PyTorch finds none"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("_no_device")
+def test_variants_by_default(monkeypatch, capsys):
+    chosen = {}
+
+    def compare(names, work, repeats, timeout_seconds):
+        chosen[work.step] = names
+        return [dataclasses.replace(ROW, step=work.step, variant=name) for name in names]
+
+    monkeypatch.setattr(torch_step, "compare", compare)
+    monkeypatch.setattr(sys, "argv", ["torch_step"])
+    torch_step.main()
+    assert chosen["train"] == ["ours", "torch_keep", "channels_last"]
+    assert chosen["embed"] == [*chosen["train"], "onnxruntime"]
+    assert set(chosen["embed"]) <= set(torch_step.VARIANTS)
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["variant"] for row in rows] == chosen["train"] + chosen["embed"]
+
+
+def test_the_fold_is_outside_of_the_timed_embedding(monkeypatch):
+    folds = []
+    made = steps.make_embed_step
+
+    def make_embed_step(graph):
+        step = made(graph)
+        return dataclasses.replace(step, fold=lambda variables: folds.append(1) or step.fold(variables))
+
+    monkeypatch.setattr(steps, "make_embed_step", make_embed_step)
+    embed = torch_step.ours(Work("embed", 2, ModelConfig(backbone="tiny"), 32), dtype="float32")
+    assert folds == [1]
+    embed(2)
+    assert folds == [1]
 
 
 def test_onnxruntime_only_embeds():

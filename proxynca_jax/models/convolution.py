@@ -21,7 +21,7 @@ from proxynca_jax.onednn.way import uses_onednn
 
 FEW_CHANNELS = 8  # GPU: with fewer input channels and stride 2, pixels are gathered into blocks
 SMALL_MAP = 8  # CPU, pixels: activations up to this height are convolved as one matrix product
-LARGE_MAP = 32  # CPU, pixels: above this height, the gradients are sums of one matrix product per image
+LARGE_MAP = 32  # CPU, pixels: above this height, a kernel's gradient is a sum of one matrix product per image
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # pixels added above and below, left and right
 
@@ -210,8 +210,7 @@ def convolution_on_cpu(x: Array, kernel: Array, stride: int, padding: Padding) -
     if x.shape[1] <= SMALL_MAP:
         taps = _taps(x, len(kernel), stride, padding)
         return _contract(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[3]))
-    convolve_hwio = _convolve_large if x.shape[1] > LARGE_MAP else _convolve_hwio
-    return convolve_hwio(x, kernel, stride, padding)
+    return _convolve_with_products(x, kernel, stride, padding)
 
 
 def _taps(x: Array, side: int, stride: int, padding: Padding) -> list[Array]:
@@ -254,30 +253,40 @@ def _convolve_hwio(x: Array, kernel: Array, stride: int, padding: Padding) -> Ar
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-_convolve_large = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2, 3))
+_convolve_with_products = jax.custom_vjp(_convolve_hwio, nondiff_argnums=(2, 3))
 
 
-def _convolve_large_forward(
-    x: Array, kernel: Array, stride: int, padding: Padding
-) -> tuple[Array, tuple[Array, Array]]:
+def _convolve_forward(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
     return _convolve_hwio(x, kernel, stride, padding), (x, kernel)
 
 
-def _convolve_large_backward(
+def _convolve_backward(
     stride: int, padding: Padding, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    if stride == 1 and kernel.shape[2] < kernel.shape[3]:  # the sums have fewer channels than `gradient`
+    large = x.shape[1] > LARGE_MAP
+    if large and stride == 1 and kernel.shape[2] < kernel.shape[3]:  # the sums have fewer channels than `gradient`
         of_x = _image_gradients(kernel, gradient)
     else:
         (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride, padding), x)(gradient)
-    return of_x, _kernel_gradient(x, gradient, len(kernel), stride, padding)
+    of_kernel = _kernel_gradient_by_images if large else _kernel_gradient_by_taps
+    return of_x, of_kernel(x, gradient, len(kernel), stride, padding)
 
 
-_convolve_large.defvjp(_convolve_large_forward, _convolve_large_backward)
+_convolve_with_products.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
+def _kernel_gradient_by_taps(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
+    """Gradient with respect to the kernel: per place of the kernel, one product of its tap with the gradient."""
+    inputs, outputs = x.shape[3], gradient.shape[3]
+    places = gradient.reshape(-1, outputs)
+    # The barrier makes a tap dense. Without it XLA would transpose it too.
+    taps = (jax.lax.optimization_barrier(tap).reshape(-1, inputs) for tap in _taps(x, side, stride, padding))
+    products = jnp.stack([_product(tap.T, places) for tap in taps])
+    return products.astype(x.dtype).reshape(side, side, inputs, outputs)
+
+
+def _kernel_gradient_by_images(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
     """Gradient with respect to the kernel: per image, one product of its taps with the gradient of its pixels."""
 
     def product(image: Array, gradient: Array) -> Array:
@@ -288,7 +297,7 @@ def _kernel_gradient(x: Array, gradient: Array, side: int, stride: int, padding:
     def add(totals: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
         return totals + jax.vmap(product)(*images), None
 
-    turns = _by_turns(x), _by_turns(gradient)
+    turns = by_turns(x), by_turns(gradient)
     zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
     totals, _ = jax.lax.scan(add, zeros, turns)
     return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
@@ -314,11 +323,11 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
         ]
         return sum(summands[1:], summands[0]).astype(gradient.dtype)
 
-    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, _by_turns(gradient))
+    _, turns = jax.lax.scan(lambda _, images: (None, jax.vmap(one)(images)), None, by_turns(gradient))
     return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
 
 
-def _by_turns(x: Array) -> Array:
+def by_turns(x: Array) -> Array:
     """Splits a batch into turns, in each of which every device computes one image of its own shard.
 
     Returns:

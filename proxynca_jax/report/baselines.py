@@ -56,7 +56,7 @@ def baselines(
     Raises:
         UserError: if the weights that the run started from are not there any more.
     """
-    options = steps.compiler_options(jax.default_backend(), graphs=graphs)
+    options = steps.embedding_options(jax.default_backend(), graphs=graphs)
     graph, _ = abstract_network(dataclasses.replace(config.model, embedding_dim=0))
     headless_step = steps.make_embed_step(graph, Layout(), options=options)
     place, _ = choose_place(evaluation, config)
