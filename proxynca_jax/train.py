@@ -37,6 +37,7 @@ from proxynca_jax.job import EVALUATED_SPLIT, Job, make_ready, prepare
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.devices import describe_devices
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
@@ -179,7 +180,7 @@ def _finish_epoch(
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     if job.left_out:
         record["images_left_out"] = job.left_out
-    record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
+    record |= {"compute_dtype": computed_in(job.config.model.compute_dtype), "devices": describe_devices()}
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)

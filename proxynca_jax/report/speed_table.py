@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import psutil
 
+from proxynca_jax.machine.devices import describe_devices
 from proxynca_jax.machine.output import print_line
 from proxynca_jax.models.network import TRAINING_PASSES
 
@@ -116,7 +117,7 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
 
 def describe_device() -> tuple[str, str]:
     """Returns JAX's platform, and a line that describes devices, cores and JAX's version."""
-    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    devices = describe_devices()
     return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
