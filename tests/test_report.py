@@ -8,11 +8,11 @@ import pytest
 import report_runs
 from report_runs import SCRIPT
 
+from proxynca_jax.machine import extras
 from proxynca_jax.metrics.alignment import alignment, uniformity
 from proxynca_jax.metrics.intervals import interval_over_classes
 from proxynca_jax.metrics.neighbours import Neighbours, nearest
 from proxynca_jax.report.__main__ import main
-from proxynca_jax.report.run_page import extra
 from proxynca_jax.report.run_page.findings import Findings, class_scores, confusions, find, worst_queries
 from proxynca_jax.report.run_page.health import examine
 from proxynca_jax.report.run_page.pictures import Pictures
@@ -203,7 +203,7 @@ def test_mistakes_are_one_clear_error(arguments, told):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None if name == "bokeh" else name)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "bokeh" else name)
     with pytest.raises(SystemExit, match=r"needs bokeh: pip install 'proxynca_jax\[report\]'"):
         main(["/nowhere"])
 

@@ -33,14 +33,14 @@ FIRST_POINT = """() => {
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, width: int) -> Iterator:
-    """Opens a page from disk. At the end nothing was loaded, and the console is empty."""
+    """Opens a page from disk. At the end nothing was loaded, and the console has no error."""
     from playwright.sync_api import sync_playwright
 
     faults = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("console", lambda message: faults.append(message.text))
+        page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
         page.goto(path.as_uri())

@@ -20,7 +20,7 @@ from proxynca_jax.machine.arguments import path
 from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.output import print_line
-from proxynca_jax.report.run_page.extra import require_report
+from proxynca_jax.report.run_page import require_report
 from proxynca_jax.report.run_page.projection import METHODS
 from proxynca_jax.runs.checkpoint import KINDS
 

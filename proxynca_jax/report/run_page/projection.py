@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32
 
-from proxynca_jax.report.run_page.extra import require_extra
+from proxynca_jax.machine.extras import require_extra
 
 PCA, UMAP = METHODS = ("pca", "umap")
 

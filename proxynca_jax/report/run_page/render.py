@@ -34,7 +34,7 @@ def render(template: str, pictures: Pictures, plots: Mapping[str, Sequence[Layou
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(
-        bokeh=Markup(Resources(mode="inline", components=["bokeh"], log_level="error").render_js()),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         plot_script=Markup(script),
         plots={name: [Markup(next(divisions)) for _ in group] for name, group in plots.items()},
         pictures=pictures.uris,
