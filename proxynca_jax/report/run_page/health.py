@@ -133,7 +133,7 @@ def _proxies(
     names, proxies = scored.train.class_names, trained.proxies
     angles = _angles(proxies, _class_means(trained.embeddings, scored.train.labels, len(names)))
     others = nearest(proxies, np.arange(len(proxies)), count=1)
-    between = np.degrees(np.arccos(1 - others.distances[:, 0]))
+    between = np.degrees(np.arccos(np.clip(1 - others.distances[:, 0], -1, 1)))
     near = {}
     for one in np.argsort(between).tolist():
         pair = tuple(sorted((one, int(others.found[one, 0]))))

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 import numpy as np
+from bokeh.models import LayoutDOM
 
 from proxynca_jax.config import TrainConfig, flatten
 from proxynca_jax.data.split import sample
@@ -15,7 +16,7 @@ from proxynca_jax.metrics.intervals import interval_over_classes
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.report.metric_card import metric_card, versions
 from proxynca_jax.report.model_card import PROTOCOLS, describe_start
-from proxynca_jax.report.reference import REFERENCES, other_settings
+from proxynca_jax.report.reference import REFERENCES, Reference, other_settings
 from proxynca_jax.report.run_page import plots
 from proxynca_jax.report.run_page.findings import (
     Findings,
@@ -53,65 +54,75 @@ def one_run_page(run: pathlib.Path, kind: str, *, projection: str = PCA) -> str:
         UserError: as for `read_scored` and `project`.
     """
     scored = read_scored(run, kind)
-    found = find(scored)
-    trained = read_trained(scored)
-    scores = _scores(scored)
+    found, trained, scores = find(scored), read_trained(scored), _scores(scored)
+    epoch = {record["step"]: record["epoch"] for record in scored.records}.get(scored.step)
     pictures = Pictures()
     rows = Rows(scored, found, pictures)
-    labels, seed = scored.evaluation.queries.labels, scored.config.seed
-    drawn = rows.rows(draw_queries(found.counted, DRAWN, seed))  # first, because pictures may not fit all
-    worst = rows.rows(worst_queries(found, labels, WORST))
-    right = rows.rows(draw_queries(found.right, RIGHT_ONES, seed))
+    # In this order, because pictures may not fit all.
+    fields = _first_screen(scored, found, rows, scores, epoch) | _failures(scored, found, rows)
+    health = examine(scored, trained)
+    fields["twins"] = [(rows.query(twin.query), rows.trained(twin.train), twin) for twin in health.twins]
+    embedding_map, fields["map_text"] = _map(scored, found, rows, projection)
+    charts = {
+        "curves": _curves(scored, epoch),
+        "histograms": plots.histograms(fields["classes"]),
+        "map": [embedding_map],
+    }
+    return render("one_run.html", pictures, charts, health=health, **fields, **_card(scored, scores))
+
+
+def _first_screen(scored: Scored, found: Findings, rows: Rows, scores: Record, epoch: int | None) -> dict[str, Any]:
+    """What was trained on what, how good it is, and queries drawn at random."""
+    right, labels = found.right[found.counted], scored.evaluation.queries.labels[found.counted]
+    ends = interval_over_classes(right.astype(np.float64), labels, seed=scored.config.seed)
+    return {
+        "about": _about(scored, epoch),
+        "recall": 100 * float(right.mean()),
+        "interval": [100 * end for end in ends],
+        "scores": scores,
+        "before": _before(scored),
+        "differing": other_settings(scored.config, reference) if (reference := _reference(scored.config)) else None,
+        "drawn": rows.rows(draw_queries(found.counted, DRAWN, scored.config.seed)),
+    }
+
+
+def _failures(scored: Scored, found: Findings, rows: Rows) -> dict[str, Any]:
+    """The worst queries, the most confused classes, and the score of each class."""
+    names = scored.evaluation.queries.class_names
+    worst = rows.rows(worst_queries(found, scored.evaluation.queries.labels, WORST))
+    right = rows.rows(draw_queries(found.right, RIGHT_ONES, scored.config.seed))
     pairs = [
         {
-            "names": [scored.evaluation.queries.class_names[label] for label in (pair.one, pair.other)],
+            "names": [names[pair.one], names[pair.other]],
             "times": pair.times,
             "examples": [(rows.query(query), rows.neighbour(query, 0)) for query in pair.queries[:PAIR_EXAMPLES]],
         }
         for pair in confusions(scored, found, PAIRS)
     ]
-    classes = class_scores(scored, found)
-    health = examine(scored, trained)
-    twins = [(rows.query(twin.query), rows.trained(twin.train), twin) for twin in health.twins]
-    embedding_map, map_text = _map(scored, found, rows, projection)
-    card = metric_card(
-        scores,
-        scored.embeddings,
-        labels,
-        scored.config,
-        gallery=scored.gallery,
-        distance="cosine",
-        precision=computed_in(scored.config.model.compute_dtype),
-    )
-    epoch = {record["step"]: record["epoch"] for record in scored.records}.get(scored.step)
-    curves, curve_text, differing = _curves(scored, epoch)
-    return render(
-        "one_run.html",
-        pictures,
-        {"curves": curves, "histograms": plots.histograms(classes), "map": [embedding_map]},
-        about=_about(scored, epoch),
-        recall=100 * float(found.right[found.counted].mean()),
-        interval=_interval(found, scored),
-        scores=scores,
-        before=_before(scored),
-        curve_text=curve_text,
-        differing=differing,
-        drawn=drawn,
-        failures=[*worst, *right],
-        counts={WRONG: int(found.wrong.sum()), RIGHT: int(found.right.sum())},
-        shown={WRONG: len(worst), RIGHT: len(right)},
-        pairs=pairs,
-        classes=classes,
-        map_text=map_text,
-        health=health,
-        twins=twins,
-        card=card,
-        settings=_settings(scored.config),
-        versions={"Python": platform.python_version()} | versions(),
-        weights=scored.weights,
-        state=f"{kind} checkpoint, step {scored.step}",
-        command=_command(run),
-    )
+    return {
+        "failures": [*worst, *right],
+        "counts": {WRONG: int(found.wrong.sum()), RIGHT: int(found.right.sum())},
+        "shown": {WRONG: len(worst), RIGHT: len(right)},
+        "pairs": pairs,
+        "classes": class_scores(scored, found),
+    }
+
+
+def _card(scored: Scored, scores: Record) -> dict[str, Any]:
+    """The metric card, and what it takes to repeat the run."""
+    config, labels = scored.config, scored.evaluation.queries.labels
+    precision = computed_in(config.model.compute_dtype)
+    search: dict[str, Any] = {"gallery": scored.gallery, "distance": "cosine"}
+    defaults = flatten(TrainConfig())
+    run = scored.folder
+    return {
+        "card": metric_card(scores, scored.embeddings, labels, config, precision=precision, **search),
+        "state": f"{scored.kind} checkpoint, step {scored.step}",
+        "weights": scored.weights,
+        "versions": {"Python": platform.python_version()} | versions(),
+        "command": shlex.join(["proxynca", "train", "--config", str(run / "config.py"), "--run", f"{run}-again"]),
+        "settings": [(name, value, value != defaults[name]) for name, value in flatten(config).items()],
+    }
 
 
 def _scores(scored: Scored) -> Record:
@@ -123,13 +134,6 @@ def _scores(scored: Scored) -> Record:
     if logged:
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, nmi=False))
     return score(scored.embeddings, labels, config, **search) | logged | score_at_r(scored.embeddings, labels, **search)
-
-
-def _interval(found: Findings, scored: Scored) -> tuple[float, float]:
-    right = found.right[found.counted].astype(np.float64)
-    labels = scored.evaluation.queries.labels[found.counted]
-    low, high = interval_over_classes(right, labels, seed=scored.config.seed)
-    return 100 * low, 100 * high
 
 
 def _before(scored: Scored) -> float | None:
@@ -158,20 +162,18 @@ def _about(scored: Scored, epoch: int | None) -> dict[str, Any]:
     }
 
 
-def _curves(scored: Scored, epoch: int | None) -> tuple[Any, str, list[str]]:
-    """Returns the plots, what they show, and the settings that differ from those of the reference."""
-    config = scored.config
-    split = "validation" if config.evaluation.protocol == "validation" else "test"
+def _reference(config: TrainConfig) -> Reference | None:
+    """The run of the reference to compare with. There is none for validation classes: it scored the test classes."""
+    return REFERENCES.get(config.data.dataset) if config.evaluation.protocol == "reference" else None
+
+
+def _curves(scored: Scored, epoch: int | None) -> list[LayoutDOM]:
+    split = "validation" if scored.config.evaluation.protocol == "validation" else "test"
     records = [record for record in scored.records if record["split"] == split and "evaluation_seconds" in record]
-    reference = REFERENCES.get(config.data.dataset) if split == "test" else None
-    text = "The circle marks the state that this page is about." if records else "The log has no scores."
-    if reference:
-        text += " In grey: the PyTorch reference's own run, on all images of the data set, with its own settings."
-    differing = other_settings(config, reference) if reference else []
-    return plots.curves(records, reference, -2 if epoch is None else epoch, split), text, differing
+    return plots.curves(records, _reference(scored.config), -2 if epoch is None else epoch, split)
 
 
-def _map(scored: Scored, found: Findings, rows: Rows, projection: str) -> tuple[Any, str]:
+def _map(scored: Scored, found: Findings, rows: Rows, projection: str) -> tuple[LayoutDOM, str]:
     queries, places = scored.evaluation.queries, np.array(sample(scored.evaluation.queries, ON_MAP))
     tiles = [rows.query(place) for place in places.tolist()]
     has_picture = np.array([bool(tile.picture) for tile in tiles])
@@ -186,13 +188,3 @@ def _map(scored: Scored, found: Findings, rows: Rows, projection: str) -> tuple[
         pictures=[tile.picture for tile in tiles],
     )
     return plot, f"{len(places):,} of the {len(queries.labels):,} test images, evenly sampled; {text}"
-
-
-def _settings(config: TrainConfig) -> list[tuple[str, Any, bool]]:
-    """Every setting, and whether it differs from the default."""
-    defaults = flatten(TrainConfig())
-    return [(name, value, value != defaults[name]) for name, value in flatten(config).items()]
-
-
-def _command(run: pathlib.Path) -> str:
-    return f"proxynca train --config {shlex.quote(str(run / 'config.py'))} --run {shlex.quote(f'{run}-again')}"
