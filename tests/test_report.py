@@ -116,6 +116,10 @@ def test_the_page_escapes_names_and_loads_nothing(page):
     assert re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']+""", page) == []
 
 
+def labels_of_nearest(scored, found) -> np.ndarray:
+    return scored.searched.labels[found.neighbours.found[:, 0]]
+
+
 def test_findings_agree_with_the_log(runs):
     scored = read_scored(runs / "first", "best")
     found = find(scored)
@@ -124,6 +128,8 @@ def test_findings_agree_with_the_log(runs):
     assert 100 * found.right.mean() == pytest.approx(record["recall_at_1"])
     classes = class_scores(scored, found)
     assert np.mean([score.recall_at_1 for score in classes]) == pytest.approx(record["recall_at_1"])
+    own = labels_of_nearest(scored, found) == scored.evaluation.queries.labels
+    np.testing.assert_array_equal(own, found.right)  # though the images hardly differ
     pairs = confusions(scored, found, 100)
     assert sum(pair.times for pair in pairs) == found.wrong.sum()
     assert found.wrong.sum() > 0

@@ -46,9 +46,9 @@ def nearest(
         own = np.nonzero(labels[block, None] == other_labels)
         similarity[own] = np.nextafter(similarity[own], np.float32(-np.inf))
         chosen = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        order = np.argsort(-np.take_along_axis(similarity, chosen, 1), axis=1, kind="stable")
-        found[block] = np.take_along_axis(chosen, order, 1)
         # Of near images 1 − cosine would lose its digits.
-        between = embeddings[block, None] - others[found[block]]
-        distances[block] = np.square(between).sum(-1) / 2
+        between = np.square(embeddings[block, None] - others[chosen]).sum(-1) / 2
+        order = np.lexsort((labels[block, None] == other_labels[chosen], between), axis=1)
+        found[block] = np.take_along_axis(chosen, order, 1)
+        distances[block] = np.take_along_axis(between, order, 1)
     return Neighbours(found, distances)

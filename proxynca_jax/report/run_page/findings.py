@@ -59,11 +59,26 @@ def find(scored: Scored) -> Findings:
     """Searches with every query of a run."""
     labels, gallery = scored.evaluation.queries.labels, scored.gallery
     average_precisions, _ = precisions_at_r(scored.embeddings, labels, gallery=gallery)
-    return Findings(
+    found = Findings(
         ranks(scored.embeddings, labels, gallery=gallery),
         average_precisions,
         nearest(scored.embeddings, labels, count=NEIGHBOURS, gallery=gallery),
     )
+    _settle_ties(found, scored.searched.labels[found.neighbours.found] == labels[:, None])
+    return found
+
+
+def _settle_ties(found: Findings, own: Bool[np.ndarray, "queries count"]) -> None:
+    """Puts first what the ranks say is nearest. The search and the ranks differ only in ties within rounding.
+
+    Args:
+        found: its neighbours are changed.
+        own: whether each neighbour is of the query's class.
+    """
+    for query in np.flatnonzero((own[:, 0] != found.right) & found.counted).tolist():
+        fitting = np.flatnonzero(own[query] == found.right[query])
+        for values in found.neighbours if len(fitting) else ():
+            values[query, : fitting[0] + 1] = np.roll(values[query, : fitting[0] + 1], 1)
 
 
 def worst_queries(found: Findings, labels: Int[np.ndarray, " queries"], count: int) -> list[int]:

@@ -179,7 +179,7 @@ def _waits(records: list[Record]) -> list[Fact]:
     share = sum(record["data_wait_share"] * record["train_seconds"] for record in timed) / seconds
     text = "Share of the training time in which the device waited for images. "
     advice = (
-        "More data.threads or data.cache would help." if share > WAITS else "The device was the limit, as it should."
+        "More data.threads or data.cache would help." if share > WAITS else "The device was the limit, as it should be."
     )
     return [Fact("waiting for data", f"{share:.0%}", text + advice, share > WAITS)]
 
@@ -191,7 +191,7 @@ def _utilisation(config: TrainConfig, records: list[Record]) -> list[Fact]:
         return []
     pace = float(np.median([record["images_per_second"] for record in timed]))
     flops = TRAINING_PASSES * forward_flops(config.model, config.data.image_size) * pace
-    facts = [Fact("training speed", f"{pace:,.0f} img/s", f"{_rounded(flops)} of the model; median of the epochs.")]
+    facts = [Fact("training speed", f"{pace:,.0f} img/s", f"Median of the epochs; {_rounded(flops)} of the model.")]
     trained_on, here = timed[-1].get("devices"), describe_devices()
     if trained_on != here:
         where = trained_on or "an unknown device"
