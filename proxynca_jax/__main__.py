@@ -15,6 +15,7 @@ COMMANDS = {  # name: module, and what it does
     "duplicates": ("proxynca_jax.duplicates", "find images of an index that are the same or nearly so"),
     "serve": ("proxynca_jax.serve", "search an index from a page in the browser, or by HTTP"),
     "compare": ("proxynca_jax.compare", "compare runs with the reference's own curves"),
+    "report": ("proxynca_jax.report", "write a page that explains a run, or compares two"),
     "neighbours": ("proxynca_jax.neighbours", "draw queries and their nearest images"),
     "export": ("proxynca_jax.export", "export the network of a run for other programs"),
     "convert": ("convert", "convert PyTorch weights, or a run to PyTorch"),

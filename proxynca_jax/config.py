@@ -184,17 +184,27 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Copies of the log for programs that show it. metrics.jsonl stays the record."""
+
+    tensorboard: bool = False  # event files in the run's folder; needs the extra `tensorboard`
+    wandb: bool = False  # an offline run of Weights & Biases in the run's folder; needs the extra `wandb`
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """A whole training run."""
 
     seed: int = 0  # initial weights, order of images, crops, k-means
     log_every_steps: int = 20  # steps between two looks at the loss; each waits for the device
+    report: bool = False  # write report.html, a page that explains the run, when it ends; needs the extra `report`
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
     def validate(self) -> None:
         """Checks every field, and the fields against each other.

@@ -25,10 +25,11 @@ from proxynca_jax.data.evaluation_images import DeviceBatch, Source, choose_plac
 from proxynca_jax.data.inspection import inspect_dataset
 from proxynca_jax.data.order import steps_per_epoch
 from proxynca_jax.data.resident import ResidentImages, crops, upload
-from proxynca_jax.data.split import Evaluation, Split, divide, random_classes
+from proxynca_jax.data.split import Evaluation, Split, hold_out
 from proxynca_jax.errors import look_up
 from proxynca_jax.losses import LOSSES
 from proxynca_jax.machine import processes
+from proxynca_jax.machine.devices import describe_devices
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.onednn.way import way
@@ -97,9 +98,7 @@ def prepare(
     findings = list(check_single_images(dataset))
     train_split, evaluation = dataset.train, dataset.evaluation
     if config.evaluation.protocol == "validation":
-        held_out = random_classes(len(train_split.class_names), config.evaluation.validation_fraction, config.seed)
-        remedy = "score each epoch on the test classes, with evaluation.protocol=reference"
-        train_split, validation_split = divide(train_split, held_out, purpose="validation", remedy=remedy)
+        train_split, validation_split = hold_out(train_split, config.evaluation, config.seed)
         evaluation = Evaluation(validation_split)
     epoch_steps = steps_per_epoch(len(train_split.labels), config.optim.batch_size)
 
@@ -209,7 +208,6 @@ def _bring_images(job: Job, check: Callable[[], None]) -> Job:
 
 
 def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evaluation: Evaluation) -> str:
-    device = jax.devices()[0]
     named = {"training": train_split, "evaluation": evaluation.queries}
     if evaluation.gallery is not None:
         named = {"training": train_split, "queries": evaluation.queries, "gallery": evaluation.gallery}
@@ -217,5 +215,5 @@ def _describe(config: TrainConfig, run: pathlib.Path, train_split: Split, evalua
         f"{name} {len(split.labels):,} images of {len(np.unique(split.labels)):,} classes"
         for name, split in named.items()
     )
-    devices = f"{jax.device_count()} × {device.device_kind}, {computed_in(config.model.compute_dtype)} by {way().name}"
+    devices = f"{describe_devices()}, {computed_in(config.model.compute_dtype)} by {way().name}"
     return f"{run}: {config.data.dataset}, {', '.join(parts)}; {devices}"

@@ -36,15 +36,19 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.job import EVALUATED_SPLIT, Job, make_ready, prepare
 from proxynca_jax.machine import processes
 from proxynca_jax.machine.arguments import path
+from proxynca_jax.machine.atomic_file import replace_file
 from proxynca_jax.machine.command import exit_on_user_error, prepare_process
+from proxynca_jax.machine.devices import describe_devices
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.machine.progress import Progress, Stalls
 from proxynca_jax.metrics.retrieval import LabelledVectors
 from proxynca_jax.models.network import Variables
 from proxynca_jax.onednn.way import way
+from proxynca_jax.report.run_page import require_report
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.log import Record
+from proxynca_jax.runs.tracking import Tracking, require_packages
 from proxynca_jax.scores import describe_record, describe_scores, score
 from proxynca_jax.training_options import parse
 
@@ -61,18 +65,26 @@ def train(config: TrainConfig, run: pathlib.Path, *, graphs: bool = True) -> Non
         UserError: for anything that the user can correct. Everything computed before is kept.
         Interrupted: if the user stops the run. Its state is saved first.
     """
+    require_packages(config.tracking)
+    if config.report:
+        require_report()
     with contextlib.ExitStack() as locks:
         job, state = prepare(config, run, graphs, locks)
         _train(job, state, run)
+        if config.report:
+            _report(job, run)
 
 
 def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
     config = job.config
     log, epoch_steps = job.log, job.epoch_steps
     every_minutes = config.checkpoint.every_minutes
-    with stop_on_signal() as check, Checkpoints(run, every_minutes=every_minutes) as checkpoints:
+    with contextlib.ExitStack() as opened:
+        check = opened.enter_context(stop_on_signal())
+        checkpoints = opened.enter_context(Checkpoints(run, every_minutes=every_minutes))
         # Restore
         restored, step, damages = checkpoints.restore_newest(state)
+        tracking = opened.enter_context(Tracking(run, config, step, writes=processes.is_first()))
         for damage in damages:
             log.line(f"{damage} It was put aside.")
         if step:
@@ -88,7 +100,7 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
         # Loop
         try:
             if step % epoch_steps == 0 and all(record["step"] != step for record in job.evaluation_records()):
-                _finish_epoch(job, state, step, {}, checkpoints, check)
+                tracking.record(_finish_epoch(job, state, step, {}, checkpoints, check))
             while step < config.optim.epochs * epoch_steps:
                 if step % epoch_steps == 0:
                     state = dataclasses.replace(state, loss_sum=job.layout.place(jnp.float32(0)))
@@ -101,12 +113,15 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
                         progress.advance(config.optim.batch_size)
                         if step % config.log_every_steps == 0:
                             waited = stalls.seconds / progress.seconds()
-                            progress.show(f"loss {_finite(loss, step, config):.4f}  data wait {waited:.0%}")
+                            seen = _finite(loss, step, config)
+                            progress.show(f"loss {seen:.4f}  data wait {waited:.0%}")
+                            pace = progress.images_per_second()
+                            tracking.step(step, loss=seen, images_per_second=pace, data_wait_share=waited)
                             checkpoints.save_if_due(step, state)
                         check()
                     _finite(state.loss_sum, step, config)  # waits for the device
                     pace = _pace(progress, stalls)
-                _finish_epoch(job, state, step, pace, checkpoints, check)
+                tracking.record(_finish_epoch(job, state, step, pace, checkpoints, check))
         except Interrupted:
             _finite(state.loss_sum, step, config)
             checkpoints.save("latest", step, state)
@@ -118,7 +133,19 @@ def _train(job: Job, state: steps.TrainState, run: pathlib.Path) -> None:
         best, metric = job.best(), config.checkpoint.best_metric
         log.line(f"best epoch {best['epoch']}, by {metric}  {describe_scores(best)}  in {run}")
         if config.evaluation.protocol == "validation" and job.tested() != best["step"]:
-            _test_best(job, state, checkpoints, check)
+            tracking.record(_test_best(job, state, checkpoints, check))
+
+
+def _report(job: Job, run: pathlib.Path) -> None:
+    """Writes the page that explains the run."""
+    if jax.process_count() > 1:
+        job.log.line(f"several processes write no report. To write it: proxynca report {run}")
+        return
+    from proxynca_jax.report.run_page.one_run import one_run_page  # imports Bokeh, which is an extra
+
+    path = run / "report.html"
+    replace_file(path, one_run_page(run, "best").encode())
+    job.log.line(f"what the run has learnt, and where it fails: {path}")
 
 
 def _compare_ways(job: Job) -> None:
@@ -154,12 +181,18 @@ def _open_epoch(job: Job, step: int) -> Iterator[tuple[Iterator[steps.Batch], Pr
         made = crop_batches(job.train_split, job.resident.sizes, job.config.data, **options, share=share)
         resident = {"pixels": job.resident.pixels}
     images, seen = job.epoch_steps * batch_size, done * batch_size
+    later = (job.config.optim.epochs - epoch - 1) * images, _evaluations_left(job, epoch)
     with (
         contextlib.closing(prefetch_to_device(made, sharding=job.layout.batches)) as batches,
-        Progress(f"epoch {epoch}", images=images, done=seen) as progress,
+        Progress(f"epoch {epoch}", images=images, done=seen, later=later) as progress,
         Stalls() as stalls,
     ):
         yield (batch | resident for batch in batches), progress, stalls
+
+
+def _evaluations_left(job: Job, epoch: int) -> float:
+    """How long the evaluations after this epoch and the later ones take, in seconds, if each is like the last one."""
+    return (job.config.optim.epochs - epoch) * job.evaluation_records()[-1]["evaluation_seconds"]
 
 
 def _pace(progress: Progress, stalls: Stalls) -> Record:
@@ -179,8 +212,8 @@ def _finish_epoch(
     pace: Record,
     checkpoints: Checkpoints,
     check: Callable[[], None],
-) -> None:
-    """Scores a state, records the scores with the epoch's loss and pace, and saves the state."""
+) -> Record:
+    """Scores a state, records the scores with the epoch's loss and pace, and saves the state. Returns the record."""
     start = time.perf_counter()
     with CompileClock() as compiling:  # metrics compile when they are first used
         scores = _score(job, job.evaluation, state.network(), check, job.sources)
@@ -191,8 +224,8 @@ def _finish_epoch(
     record: Record = {"epoch": step // job.epoch_steps - 1, "step": step, "split": split, **trained, **scores}
     if job.left_out:
         record["images_left_out"] = job.left_out
-    record["compute_dtype"] = computed_in(job.config.model.compute_dtype)
-    record["convolutions"] = way().name
+    record |= {"compute_dtype": computed_in(job.config.model.compute_dtype), "convolutions": way().name}
+    record["devices"] = describe_devices()
     record["evaluation_seconds"] = time.perf_counter() - start - compiling.seconds
     record = processes.record_of_first(record)
     job.log.record(record)
@@ -201,6 +234,7 @@ def _finish_epoch(
         checkpoints.save("best", step, state)
     checkpoints.save("latest", step, state)
     checkpoints.finish()  # a process that is killed from here on keeps the epoch
+    return record
 
 
 def _score(
@@ -228,8 +262,8 @@ def _score(
     return score(*queries, job.config, gallery=gallery[0] if gallery else None)
 
 
-def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> None:
-    """Scores the best checkpoint once on the test classes. `state` provides the shapes."""
+def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, check: Callable[[], None]) -> Record:
+    """Scores the best checkpoint once on the test classes, and returns its record. `state` provides the shapes."""
     best = job.best()
     if checkpoints.latest_step("best") != best["step"]:
         raise UserError(
@@ -241,6 +275,7 @@ def _test_best(job: Job, state: steps.TrainState, checkpoints: Checkpoints, chec
     record = processes.record_of_first(record | _score(job, job.test, variables, check))
     job.log.record(record)
     job.log.line(describe_record(record))
+    return record
 
 
 def _finite(loss: jax.Array, step: int, config: TrainConfig) -> float:

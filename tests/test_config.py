@@ -230,6 +230,7 @@ def test_run_does_not_continue_with_another(name, config, tmp_path):
     *groups, field = name.split(".")
     setattr(functools.reduce(getattr, groups, config), field, other(before))
     free = ("optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps", "checkpoint.every_minutes")
+    free += ("report", "tracking.tensorboard", "tracking.wandb")
     if name in free:
         open_run(tmp_path, config)
         assert read_config(tmp_path) == config

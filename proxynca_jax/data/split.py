@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from proxynca_jax.config import EvaluationConfig
 from proxynca_jax.errors import UserError
 
 SIDES = TRAIN, QUERY, GALLERY = ("train", "query", "gallery")
@@ -112,6 +113,22 @@ def divide(
                 found = f"{chosen.sum()} of {len(chosen)} classes would be for {part}"
             raise UserError(f"{found}; training and {purpose} need at least 2 each. Add classes, or {remedy}.")
     return _select(whole, ~evaluation), _select(whole, evaluation)
+
+
+def hold_out(train: Split, config: EvaluationConfig, seed: int) -> tuple[Split, Split]:
+    """Divides the training images as the validation protocol does: what it trains on, and what it scores epochs on.
+
+    Args:
+        train: All training images.
+        config: How many of the classes are held out.
+        seed: Of the run, which chooses them.
+
+    Raises:
+        UserError: As for `divide`.
+    """
+    held_out = random_classes(len(train.class_names), config.validation_fraction, seed)
+    remedy = "score each epoch on the test classes, with evaluation.protocol=reference"
+    return divide(train, held_out, purpose="validation", remedy=remedy)
 
 
 def _select(whole: Split, chosen: Bool[np.ndarray, " C"]) -> Split:

@@ -1,5 +1,6 @@
 """Progress bar and throughput of a pass over images, and the time the device waits for data."""
 
+import datetime
 import sys
 import time
 from collections.abc import Iterator
@@ -16,13 +17,25 @@ T = TypeVar("T")
 class Progress:
     """Shows the progress of a pass over images: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, description: str, *, images: int, done: int = 0, shown: bool = True):
+    def __init__(
+        self,
+        description: str,
+        *,
+        images: int,
+        done: int = 0,
+        shown: bool = True,
+        later: tuple[int, float] | None = None,
+    ):
         """Args:
         description: what the pass does.
         images: number of images in the whole pass.
         done: number of images that an interrupted pass has already processed.
+        shown: whether there is a bar, on a terminal.
+        later: what comes after this pass: images, which are assumed to be as fast, and seconds of other work. None:
+            nothing is known about it.
         """
         self._description, self._images, self._done, self._before = description, images, done, done
+        self._later = later
         self._start = time.perf_counter()
         hidden = not (shown and sys.stderr.isatty())
         self._bar = tqdm(total=images, initial=done, desc=description, unit="img", leave=False, disable=hidden)
@@ -43,9 +56,18 @@ class Progress:
         """Shows a text, such as the current loss: next to the bar, or in a line of its own."""
         if self._bar.disable:
             pace = f"{self.images_per_second():.1f} img/s"
-            print_line(f"{self._description}  {self._done}/{self._images} images  {pace}  {text}")
-        else:
-            self._bar.set_postfix_str(text)
+            left = f"  left: epoch {self._left((0, 0.0))}, run {self._left(self._later)}" if self._later else ""
+            print_line(f"{self._description}  {self._done}/{self._images} images  {pace}  {text}{left}")
+        else:  # the bar itself shows the time left for the pass
+            self._bar.set_postfix_str(f"{text}  run: {self._left(self._later)} left" if self._later else text)
+
+    def _left(self, later: tuple[int, float]) -> str:
+        """The time left, as `0:12:34`, for this pass and what comes later."""
+        pace = self.images_per_second()
+        if not pace:
+            return "?"
+        images, seconds = later
+        return str(datetime.timedelta(seconds=round((self._images - self._done + images) / pace + seconds)))
 
     def seconds(self) -> float:
         """Returns the seconds since this process began or resumed the pass."""

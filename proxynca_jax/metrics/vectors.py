@@ -58,7 +58,7 @@ def prepare(
             f"None of the {len(labels)} queries has another image of its class in the gallery of {len(others)} images, "
             "so no score is defined. Evaluate on classes of at least two images."
         )
-    vectors, other_vectors = _to_inner_products(embeddings, others, distance)
+    vectors, other_vectors = to_inner_products(embeddings, others, distance)
     queries = Images(vectors, classes)
     return queries, queries if other_vectors is vectors else Images(other_vectors, other_classes), matches
 
@@ -132,10 +132,21 @@ def spread(embeddings: Float[np.ndarray, "rows dim"]) -> float:
     return sum(float(np.square(convert(rows) - centre).sum()) for rows in _chunks(embeddings)) / len(embeddings)
 
 
-def _to_inner_products(
+def to_inner_products(
     queries: Float[np.ndarray, "queries dim"], gallery: Float[np.ndarray, "gallery dim"], distance: str
 ) -> tuple[Float32[np.ndarray, "queries dim_out"], Float32[np.ndarray, "gallery dim_out"]]:
-    """Converts both sides to float32 vectors. A pair's inner product is the same if its images swap sides."""
+    """Converts both sides to float32 vectors whose inner products grow as two images get closer.
+
+    A pair's inner product is the same if its images swap sides.
+
+    Args:
+        queries: finite vectors.
+        gallery: likewise; the same object: the queries.
+        distance: one of DISTANCES.
+
+    Raises:
+        UserError: the distance is unknown.
+    """
     if distance not in DISTANCES:
         raise UserError(f"Unknown distance {distance!r}: {nearest(distance, DISTANCES)}")
     sides = [queries] if gallery is queries else [queries, gallery]

@@ -135,7 +135,7 @@ def _training(config: TrainConfig, images: Sequence[ListedImage] | None, step: i
         share = f"{config.evaluation.validation_fraction:.0%}"
         yield "training images", _count(images, (TRAIN,)) + f", {share} of the classes held out" * held_out
         yield "test images", _count(images, (QUERY, GALLERY))
-    yield "started from", _start(config.model.weights)
+    yield "started from", describe_start(config.model.weights)
     yield "loss", f"`{config.loss.name}`"
     yield "steps", f"{step:,} of {config.optim.batch_size} images"
     yield "seed", str(config.seed)
@@ -146,7 +146,7 @@ def _count(images: Sequence[ListedImage], sides: tuple[str, ...]) -> str:
     return f"{len(chosen):,} images of {len({image.class_name for image in chosen}):,} classes"
 
 
-def _start(weights: str) -> str:
+def describe_start(weights: str) -> str:
     """Names the weights that training started from, without the folders of a path, which are private."""
     if not weights:
         return "random weights"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import psutil
 
+from proxynca_jax.machine.devices import describe_devices
 from proxynca_jax.machine.output import print_line
 from proxynca_jax.models.network import TRAINING_PASSES
 from proxynca_jax.onednn.way import way
@@ -117,9 +118,8 @@ def print_table(rows: Sequence[Measurement | Failure], baseline: Measurement | N
 
 def describe_device() -> tuple[str, str]:
     """Returns JAX's platform, and a line that describes devices, cores and JAX's version."""
-    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     versions = f"jax {jax.__version__}, convolutions by {way().name}"
-    return jax.default_backend(), f"{devices}, {os.cpu_count()} cores, {versions}"
+    return jax.default_backend(), f"{describe_devices()}, {os.cpu_count()} cores, {versions}"
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -18,7 +18,17 @@ from proxynca_jax.weights.hub_folder import is_hub_folder
 # These fields may change when a run resumes, because they do not change its steps. With schedule "cosine", optim.epochs
 # changes the learning rate of every step.
 FREE_TO_CHANGE = frozenset(
-    {"optim.epochs", "data.root", "data.cache", "data.threads", "log_every_steps", "checkpoint.every_minutes"}
+    {
+        "optim.epochs",
+        "data.root",
+        "data.cache",
+        "data.threads",
+        "log_every_steps",
+        "report",
+        "checkpoint.every_minutes",
+        "tracking.tensorboard",
+        "tracking.wandb",
+    }
 )
 
 CONFIG_PY = '''"""The configuration of this run. To repeat it: python -m proxynca_jax.train --config <this file>"""
