@@ -17,8 +17,6 @@ myst_heading_anchors = 4  # the anchors that GitHub gives to headings
 default_role = "code"  # what single backticks are in docstrings
 smartquotes = False  # options start with two hyphens
 
-suppress_warnings = ["toc.empty_glob"]  # of pages that a checkout may not have yet
-
 html_theme = "furo"
 html_title = f"proxynca_jax {version}"
 
