@@ -33,12 +33,13 @@ def main() -> None:
         return
     lines = ["usage: proxynca COMMAND ...", "", *(f"  {command:12}{does}" for command, (_, does) in COMMANDS.items())]
     lines += ["", "proxynca COMMAND --help shows the options of a command."]
-    if name in ("", "-h", "--help"):
-        print("\n".join(lines))
-        return
-    from proxynca_jax.errors import nearest
+    from proxynca_jax.errors import UserError, nearest
+    from proxynca_jax.machine.command import exit_on_user_error
 
-    sys.exit(f"error: {name!r} is no command: {nearest(name, COMMANDS)}")
+    with exit_on_user_error():
+        if name not in ("", "-h", "--help"):
+            raise UserError(f"{name!r} is no command: {nearest(name, COMMANDS)}")
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -293,7 +293,7 @@ class Embedder:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """What the vectors depend on, as JSON: the digest of the network's arrays, its sizes, and its origin."""
+        """What the vectors depend on, as JSON. It has the digest of the network's arrays, its sizes, and its origin."""
         return {
             **self._origin,
             "weights": digest(self.network.variables),

@@ -19,6 +19,7 @@ from proxynca_jax.data.datasets import load_dataset
 from proxynca_jax.data.transforms import decode
 from proxynca_jax.errors import UserError
 from proxynca_jax.report.speed_table import STEPS, Measurement
+from proxynca_jax.version import __version__
 
 TINY = Settings(
     golden_options=("-k", "embedding_in_inference"),
@@ -51,7 +52,7 @@ def test_all_parts_with_small_settings(tmp_path, monkeypatch, capsys):
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert list(parts) == ["versions", "parity", "steps", "epoch", "repeat"]
     assert parts["versions"]["jax"] == jax.__version__
-    assert parts["versions"]["proxynca_jax"] == "0.1.0"
+    assert parts["versions"]["proxynca_jax"] == __version__
 
     (distance,) = parts["parity"]["distances"]
     assert (distance["precision"], distance["kind"]) == ("float32", "embedding in inference")

@@ -30,6 +30,15 @@ def test_help_lists_every_command_in_a_line():
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")] == list(COMMANDS)
 
 
+def test_help_without_a_reader_ends_without_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "proxynca_jax", "--help"]
+    done = subprocess.run(words, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_shows_its_options(name):
     status, out, err = run("-m", "proxynca_jax", name, "--help")

@@ -6,6 +6,7 @@ from proxynca_jax.report.notes import chance, notes
 from proxynca_jax.report.reference import Reference
 from proxynca_jax.report.runs import Run, best_epoch, finished_epochs
 from proxynca_jax.report.summary import CONFIDENCE, Row, estimate, median_seconds, summarise
+from proxynca_jax.report.text_table import LINE, NONE, align
 from proxynca_jax.runs.log import Record
 from proxynca_jax.scores import score_title
 
@@ -14,8 +15,6 @@ PROTOCOLS = {
     "validation": "every epoch is scored on held-out training classes, only the best epoch on the test classes",
 }
 INTERVAL = f"{CONFIDENCE:.0%} interval"
-NONE = "–"
-LINE = 110  # characters
 
 
 def describe(runs: list[Run], reference: Reference | None) -> str:
@@ -31,8 +30,8 @@ def describe(runs: list[Run], reference: Reference | None) -> str:
     protocol = config.evaluation.protocol
     parts = [
         f"{config.data.dataset}, protocol {protocol!r}: {PROTOCOLS[protocol]}",
-        _align(_run_table(runs, reference)),
-        _align(_score_table(rows, metrics, reference)),
+        align(_run_table(runs, reference)),
+        align(_score_table(rows, metrics, reference)),
         "\n".join(textwrap.fill(note, LINE) for note in notes(runs, reference)),
         textwrap.fill(chance(rows[0] if protocol == "validation" else rows[2], metrics), LINE),
     ]
@@ -75,13 +74,3 @@ def _score_table(rows: list[Row], metrics: list[str], reference: Reference | Non
 
 def _scores(record: Record, metrics: list[str]) -> list[str]:
     return [f"{record[metric]:.2f}" if metric in record else NONE for metric in metrics]
-
-
-def _align(table: list[list[str]]) -> str:
-    """Formats a table. The first column is left-aligned, the others right-aligned; a row of one cell is a heading."""
-    widths = [max(map(len, column)) for column in zip(*(line for line in table if len(line) > 1), strict=True)]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False))]
-        for line in table
-    ]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

@@ -13,7 +13,7 @@ from proxynca_jax.errors import UserError
 from proxynca_jax.machine.progress import Progress
 from proxynca_jax.vector_index.engine import About, Engine
 
-# From which on two images are similar, by the embeddings of a run and by the features of weights: docs/search.md.
+# From which on two images are similar, by the embeddings of a run and by the features of weights: docs/searching.md.
 MIN_SCORE_OF_RUNS, MIN_SCORE_OF_FEATURES = 0.99, 0.95
 TILE = 2048  # rows and columns of a product of vectors; all its pairs need 64 MB
 PAIRS_AT_ONCE = 4_000_000  # that wait to be joined, another 64 MB
