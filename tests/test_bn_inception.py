@@ -64,19 +64,18 @@ def test_sizes_that_fit():
 
 
 def closes(network: BNInception, size: int) -> bool:
-    """Whether the branches of every block can be concatenated."""
+    """Whether the branches of every block can be concatenated, and no output is empty."""
 
-    def features(images: jax.Array) -> jax.Array:
-        *_, (_, last) = network.stages(images, train=False)
-        return last
+    def outputs(images: jax.Array) -> list[jax.Array]:
+        return [output for _, output in network.stages(images, train=False)]
 
     try:
-        found = jax.eval_shape(features, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+        found = jax.eval_shape(outputs, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     except TypeError as error:
         if "concatenate" not in str(error):
             raise
         return False
-    return found.shape == (1, FEATURES)
+    return found[-1].shape == (1, FEATURES) and all(0 not in output.shape for output in found)
 
 
 def test_sizes_by_brute_force(network):

@@ -99,9 +99,10 @@ def test_published_weights_give_pytorchs_outputs_and_gradients(size, train, stag
         assert relative(np.asarray(stages[name]), values) < stage_bound, name
     assert ours.keys() == theirs.keys()
     # ReLU6 passes or stops a gradient at its limits, where float32 decides by its last bit. And in training the next
-    # BatchNorm cancels the bias of a projection, whose gradient then is rounding alone.
+    # BatchNorm cancels the bias of a projection, whose gradient then is rounding alone. Processors differ: the largest
+    # error was below 1e-2 on an AMD EPYC, and 1.1e-2 on an Intel Xeon with XLA's convolutions and with oneDNN's.
     for key, gradient in theirs.items():
-        assert np.linalg.norm(ours[key] - gradient) < 1e-2 * (np.linalg.norm(gradient) + 0.01), key
+        assert np.linalg.norm(ours[key] - gradient) < 2e-2 * (np.linalg.norm(gradient) + 0.01), key
     assert relative(ours["_conv_head.weight"], theirs["_conv_head.weight"]) < 1e-4
 
 
