@@ -8,6 +8,8 @@ import pytest
 import report_runs
 from report_runs import SCRIPT
 
+from proxynca_jax.config import EvaluationConfig
+from proxynca_jax.data.split import Evaluation
 from proxynca_jax.machine import extras
 from proxynca_jax.metrics.alignment import alignment, uniformity
 from proxynca_jax.metrics.intervals import interval_over_classes
@@ -224,7 +226,29 @@ def test_pictures_stop_when_they_are_full(runs, monkeypatch):
     assert pictures.key("train", split, 1) == ""
 
 
+def test_the_validation_protocol_is_said_and_its_classes_are_not_trained_on(tmp_path):
+    held_out = EvaluationConfig(batch_size=8, kmeans_restarts=1, protocol="validation", validation_fraction=0.4)
+    report_runs.train_tiny(report_runs.draw_images(tmp_path), tmp_path / "run", epochs=1, evaluation=held_out)
+    main([str(tmp_path / "run")])
+    text = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "run" / "report.html").read_text()).split())
+    assert "18 images of 3 classes of the data set folder" in text
+    assert "chosen on 40% of the training classes, which were held out" in text
+    assert "angle of a proxy to the nearest other" in text
+
+
+def test_queries_may_search_a_gallery(runs, tmp_path, monkeypatch):
+    scored = read_scored(runs / "first", "best")
+    queries = scored.evaluation.queries
+    both = scored._replace(evaluation=Evaluation(queries, queries), gallery=(scored.embeddings, queries.labels))
+    monkeypatch.setattr("proxynca_jax.report.run_page.one_run.read_scored", lambda *_: both)
+    main([str(runs / "first"), "-o", str(tmp_path / "page.html")])
+    text = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "page.html").read_text()).split())
+    assert "which search a gallery of 30 images" in text
+    assert "gallery 30 others, of 5 classes" in text
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ImportWarning", "ignore::DeprecationWarning")  # of umap and numba
 def test_the_map_can_be_umap(runs, tmp_path):
     main([str(runs / "first"), "--map", "umap", "-o", str(tmp_path / "page.html")])
     assert "UMAP: near images are near here" in (tmp_path / "page.html").read_text()

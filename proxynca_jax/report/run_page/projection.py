@@ -28,7 +28,8 @@ def project(
         require_extra("umap", "umap")
         import umap
 
-        mapper = umap.UMAP(metric="cosine", random_state=seed, n_jobs=1)
+        near = min(15, len(embeddings) - 1)  # UMAP's default, and all that there are
+        mapper = umap.UMAP(n_neighbors=near, metric="cosine", random_state=seed, n_jobs=1)
         points = np.asarray(mapper.fit_transform(embeddings), np.float32)
         return points, "UMAP: near images are near here; distances between groups mean little."
     centred = embeddings - embeddings.mean(0)

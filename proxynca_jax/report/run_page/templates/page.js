@@ -43,10 +43,11 @@ function sortBy(heading, kind) {
   const descending = heading.ariaSort === null ? kind === "number" : heading.ariaSort === "ascending";
   const body = heading.closest("table").tBodies[0];
   const column = heading.cellIndex;
-  const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const compare = kind === "number" ? (a, b) => Number(key(a)) - Number(key(b)) : (a, b) => key(a).localeCompare(key(b));
-  const rows = [...body.rows].sort(descending ? (a, b) => compare(b, a) : compare);
-  body.append(...rows);
+  const texts = new Map(Array.from(body.rows, (row) => [row, row.cells[column].textContent]));
+  const collator = new Intl.Collator(undefined, { numeric: true });
+  const compare = kind === "number" ? (a, b) => a - b : collator.compare;
+  const rows = [...texts].sort(([, a], [, b]) => (descending ? compare(b, a) : compare(a, b)));
+  body.append(...rows.map(([row]) => row));
   for (const other of heading.parentElement.cells) other.ariaSort = null;
   heading.ariaSort = descending ? "descending" : "ascending";
 }
