@@ -25,9 +25,10 @@ class Packed:
 
 @jax.jit
 def pack(tree: Any) -> Packed:
-    """Packs a tree of arrays, at least one of which is a vector."""
+    """Packs a tree of arrays. A network without BatchNorm has no running statistics, so a tree may have no vector."""
     leaves, structure = jax.tree.flatten(tree)
-    vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
+    vectors = [leaf for leaf in leaves if leaf.ndim == 1]
+    vectors = jnp.concatenate(vectors) if vectors else jnp.zeros(0)
     others = tuple(leaf for leaf in leaves if leaf.ndim != 1)
     return Packed(vectors, others, structure, tuple(leaf.size if leaf.ndim == 1 else None for leaf in leaves))
 

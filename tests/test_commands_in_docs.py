@@ -112,7 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         for name in ("mine", "others", "photographs"):
-            trees.draw_folder(folder / "data" / name, classes=20, images_per_class=3)
+            trees.draw_folder(folder / "data" / name, classes=20, images_per_class=16)
         jpegs = sorted((folder / "data" / "mine").rglob("*.jpg"))
         (folder / "query.jpg").write_bytes(jpegs[0].read_bytes())
         rows = [f"{path},{path.parent.name}" for path in jpegs]

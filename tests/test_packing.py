@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from proxynca_jax import steps
 from proxynca_jax.config import ModelConfig, OptimConfig
@@ -21,10 +22,11 @@ def test_vectors_are_concatenated_in_the_order_of_the_tree_and_kernels_are_not()
     assert [leaf.shape for leaf in packed.others] == [(1, 2, 2, 1), (2, 3)]
 
 
-def test_a_tree_comes_back_whole():
-    found = unpack(pack(TREE))
-    assert jax.tree.structure(found) == jax.tree.structure(TREE)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(TREE), strict=True):
+@pytest.mark.parametrize("tree", [TREE, {"kernel": jnp.ones((2, 3))}, {}])
+def test_a_tree_comes_back_whole(tree):
+    found = unpack(pack(tree))
+    assert jax.tree.structure(found) == jax.tree.structure(tree)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
