@@ -35,8 +35,13 @@ function filterPage() {
   filterMap();
 }
 
-classFilter.addEventListener("input", filterPage);
-outcomeFilter.addEventListener("change", filterPage);
+function filterAndStay() {
+  filterPage();
+  document.querySelector(".filters").scrollIntoView({ block: "nearest" }); // a shorter page may have moved away from it
+}
+
+classFilter.addEventListener("input", filterAndStay);
+outcomeFilter.addEventListener("change", filterAndStay);
 window.addEventListener("load", filterPage);
 
 function sortBy(heading, kind) {
