@@ -36,7 +36,7 @@ SHORT = {
     "evaluation.nmi": "false",
 }
 GLYPHS = {"model.backbone": "tiny", "data.eval_fraction": 0.95, "data.placement": "host"}
-OTHER_PROGRAMS = ("curl", "hf", "jupytext", "sbatch", "twine")  # each only in marked blocks
+OTHER_PROGRAMS = ("curl", "hf", "jupytext", "sbatch", "tensorboard", "twine", "wandb")  # each only in marked blocks
 BLOCKS = [
     (page, block)
     for page in PAGES
