@@ -66,7 +66,8 @@ def is_ours(module: str) -> bool:
 
 
 def main_of(module: str):
-    return importlib.import_module("convert.__main__" if module == "convert" else module).main
+    found = importlib.import_module(module)
+    return importlib.import_module(f"{module}.__main__").main if hasattr(found, "__path__") else found.main
 
 
 @pytest.mark.parametrize(
