@@ -23,7 +23,8 @@ void sum(int64_t pixels, int64_t channels, float* first, float* second, const Ad
 #pragma omp parallel for
   for (int64_t block = 0; block < blocks; ++block) {
     float* const own = sums.data() + 2 * block * channels;
-    for (int64_t pixel = block * BLOCK; pixel < std::min(pixels, (block + 1) * BLOCK); ++pixel) add(pixel, own, own + channels);
+    for (int64_t pixel = block * BLOCK; pixel < std::min(pixels, (block + 1) * BLOCK); ++pixel)
+      add(pixel, own, own + channels);
   }
   std::vector<double> totals(2 * channels);
   for (int64_t block = 0; block < blocks; ++block)
@@ -54,7 +55,8 @@ ffi::Error gradients(Array x, Array gradient, Array centre, Array factor, Array 
                      ffi::Result<Array> products, float low, float high) {
   return guarded([&] {
     const int64_t channels = centre.element_count();
-    const float *const values = x.typed_data(), *const slopes = gradient.typed_data(), *const centres = centre.typed_data();
+    const float *const values = x.typed_data(), *const slopes = gradient.typed_data(),
+                       *const centres = centre.typed_data();
     const float *const factors = factor.typed_data(), *const offsets = offset.typed_data();
     sum(x.element_count() / channels, channels, sums->typed_data(), products->typed_data(),
         [=](int64_t pixel, float* __restrict first, float* __restrict second) {

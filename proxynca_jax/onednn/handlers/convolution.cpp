@@ -21,7 +21,8 @@
 namespace {
 
 void check(int status, const char* what) {
-  if (status != 0) throw std::runtime_error(std::string("oneDNN: ") + what + " failed with status " + std::to_string(status));
+  if (status != 0)
+    throw std::runtime_error(std::string("oneDNN: ") + what + " failed with status " + std::to_string(status));
 }
 
 dnnl_engine* engine() {
@@ -81,13 +82,15 @@ struct Task {
   float low, high;
 
   auto key() const {
-    return std::tie(kind, type, has_bias, depthwise, images, kernel, result, stride, top, bottom, left, right, low, high);
+    return std::tie(kind, type, has_bias, depthwise, images, kernel, result, stride, top, bottom, left, right, low,
+                    high);
   }
   bool operator<(const Task& other) const { return key() < other.key(); }
 
   Layout pixels(const Sizes& nhwc) const {
     const int64_t height = nhwc[1], width = nhwc[2], channels = nhwc[3];
-    return strided({nhwc[0], channels, height, width}, type, {height * width * channels, 1, width * channels, channels});
+    return strided({nhwc[0], channels, height, width}, type,
+                   {height * width * channels, 1, width * channels, channels});
   }
   Sizes kernel_sizes() const {  // outputs, inputs, rows, columns; of depthwise convolutions after the groups
     if (depthwise) return {kernel[3], 1, 1, kernel[0], kernel[1]};
@@ -125,13 +128,15 @@ Attributes attributes(const Task& task) {
   dnnl_primitive_attr* made = nullptr;
   check(dnnl_primitive_attr_create(&made), "dnnl_primitive_attr_create");
   Attributes all(made, dnnl_primitive_attr_destroy);
-  check(dnnl_primitive_attr_set_scratchpad_mode(made, dnnl::CALLER_OWNS_SCRATCHPAD), "dnnl_primitive_attr_set_scratchpad_mode");
+  check(dnnl_primitive_attr_set_scratchpad_mode(made, dnnl::CALLER_OWNS_SCRATCHPAD),
+        "dnnl_primitive_attr_set_scratchpad_mode");
   if (!std::isinf(task.low)) {
     dnnl_post_ops* operations = nullptr;
     check(dnnl_post_ops_create(&operations), "dnnl_post_ops_create");
     Owned<dnnl_post_ops> owner(operations, dnnl_post_ops_destroy);
     const bool relu = task.low == 0 && std::isinf(task.high);
-    check(dnnl_post_ops_append_eltwise(operations, relu ? dnnl::RELU : dnnl::CLIP, relu ? 0 : task.low, relu ? 0 : task.high),
+    check(dnnl_post_ops_append_eltwise(operations, relu ? dnnl::RELU : dnnl::CLIP, relu ? 0 : task.low,
+                                       relu ? 0 : task.high),
           "dnnl_post_ops_append_eltwise");
     check(dnnl_primitive_attr_set_post_ops(made, operations), "dnnl_primitive_attr_set_post_ops");
   }
@@ -157,13 +162,13 @@ std::unique_ptr<Primitive> make(const Task& task) {
   made = nullptr;
   if (task.kind == OF_IMAGES)
     check(dnnl_convolution_backward_data_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(),
-                                                               free_kernel.get(), result.get(), strides, dilations, before,
-                                                               after, forward.get(), attr),
+                                                               free_kernel.get(), result.get(), strides, dilations,
+                                                               before, after, forward.get(), attr),
           "dnnl_convolution_backward_data_primitive_desc_create");
   if (task.kind == OF_KERNEL)
     check(dnnl_convolution_backward_weights_primitive_desc_create(&made, engine(), dnnl::DIRECT, images.get(),
-                                                                  free_kernel.get(), nullptr, result.get(), strides, dilations,
-                                                                  before, after, forward.get(), attr),
+                                                                  free_kernel.get(), nullptr, result.get(), strides,
+                                                                  dilations, before, after, forward.get(), attr),
           "dnnl_convolution_backward_weights_primitive_desc_create");
   const Description backward(made, made ? dnnl_primitive_desc_destroy : nothing<dnnl_primitive_desc>);
   const dnnl_primitive_desc* const description = task.kind == FORWARD ? forward.get() : backward.get();
@@ -171,16 +176,25 @@ std::unique_ptr<Primitive> make(const Task& task) {
   Layout kernel = query(task.kind == OF_KERNEL ? dnnl::GRADIENT_OF_WEIGHTS_OF : dnnl::WEIGHTS_OF);
   Layout scratchpad = query(dnnl::SCRATCHPAD_OF);
 
-  auto found = std::make_unique<Primitive>(Primitive{
-      create(description), {nullptr, nothing}, std::move(images), std::move(result), std::move(given),
-      std::move(kernel), std::move(bias), std::move(scratchpad), 0, 0, 0});
+  auto found = std::make_unique<Primitive>(Primitive{create(description),
+                                                     {nullptr, nothing},
+                                                     std::move(images),
+                                                     std::move(result),
+                                                     std::move(given),
+                                                     std::move(kernel),
+                                                     std::move(bias),
+                                                     std::move(scratchpad),
+                                                     0,
+                                                     0,
+                                                     0});
   found->given_bytes = dnnl_memory_desc_get_size(found->given_kernel.get());
   found->kernel_bytes = dnnl_memory_desc_get_size(found->kernel.get());
   found->scratchpad_bytes = dnnl_memory_desc_get_size(found->scratchpad.get());
   if (!dnnl_memory_desc_equal(found->given_kernel.get(), found->kernel.get())) {
     const dnnl_memory_desc *from = found->given_kernel.get(), *to = found->kernel.get();
     if (task.kind == OF_KERNEL) std::swap(from, to);
-    check(dnnl_reorder_primitive_desc_create(&made, from, engine(), to, engine(), nullptr), "dnnl_reorder_primitive_desc_create");
+    check(dnnl_reorder_primitive_desc_create(&made, from, engine(), to, engine(), nullptr),
+          "dnnl_reorder_primitive_desc_create");
     found->reorder = create(Description(made, dnnl_primitive_desc_destroy).get());
   }
   return found;
@@ -188,7 +202,8 @@ std::unique_ptr<Primitive> make(const Task& task) {
 
 const Primitive& primitive(const Task& task) {
   static std::mutex mutex;
-  static auto& kept = *new std::map<Task, std::unique_ptr<Primitive>>;  // never destroyed: threads may still run at exit
+  static auto& kept =
+      *new std::map<Task, std::unique_ptr<Primitive>>;  // never destroyed: threads may still run at exit
   const std::lock_guard<std::mutex> lock(mutex);
   auto& entry = kept[task];
   if (!entry) entry = make(task);
@@ -221,8 +236,8 @@ Bytes reorder(const Primitive& found, void* kernel) {
   return reordered;
 }
 
-// Kernels of inference, which stay the same from batch to batch. Comparing one with its copy takes a quarter of the time
-// of reordering it.
+// Kernels of inference, which stay the same from batch to batch. Comparing one with its copy takes a quarter of the
+// time of reordering it.
 class ReorderedKernels {
  public:
   Bytes find(const Primitive& found, void* kernel) {
@@ -269,7 +284,8 @@ class ReorderedKernels {
 void run(const Task& task, void* images, void* kernel, void* bias, void* result) {
   static auto& reordered_kernels = *new ReorderedKernels;  // never destroyed, as primitives
   const Primitive& found = primitive(task);
-  const bool reorders_in = found.reorder && task.kind != OF_KERNEL, reorders_out = found.reorder && task.kind == OF_KERNEL;
+  const bool reorders_in = found.reorder && task.kind != OF_KERNEL,
+             reorders_out = found.reorder && task.kind == OF_KERNEL;
   Bytes reordered;
   if (reorders_in) reordered = task.has_bias ? reordered_kernels.find(found, kernel) : reorder(found, kernel);
   if (reorders_out) reordered = allocate(found.kernel_bytes);
@@ -279,7 +295,9 @@ void run(const Task& task, void* images, void* kernel, void* bias, void* result)
   const auto of_bias = memory(found.bias, bias), scratch = memory(found.scratchpad, scratchpad.get());
 
   std::vector<dnnl_exec_arg_t> arguments = {{dnnl::SCRATCHPAD, scratch.get()}};
-  const auto add = [&](dnnl::Argument argument, const Owned<dnnl_memory>& of) { arguments.push_back({argument, of.get()}); };
+  const auto add = [&](dnnl::Argument argument, const Owned<dnnl_memory>& of) {
+    arguments.push_back({argument, of.get()});
+  };
   add(task.kind == OF_IMAGES ? dnnl::GRADIENT_OF_SOURCE : dnnl::SOURCE, of_images);
   add(task.kind == OF_KERNEL ? dnnl::GRADIENT_OF_WEIGHTS : dnnl::WEIGHTS, of_kernel);
   add(task.kind == FORWARD ? dnnl::DESTINATION : dnnl::GRADIENT_OF_DESTINATION, of_result);
@@ -307,37 +325,34 @@ ffi::Error convolve(Kind kind, bool depthwise, ffi::AnyBuffer images, ffi::AnyBu
     if (images.element_type() != result.element_type() || images.element_type() != kernel.element_type())
       throw std::runtime_error("a convolution of arrays of different types");
     const bool has_bias = bias && bias->element_count();
-    const Task task{kind,
-                    images.element_type() == ffi::BF16 ? dnnl::BFLOAT16 : dnnl::FLOAT32,
-                    has_bias,
-                    depthwise,
-                    sizes(images),
-                    sizes(kernel),
-                    sizes(result),
-                    geometry.stride,
-                    geometry.top,
-                    geometry.bottom,
-                    geometry.left,
-                    geometry.right,
-                    low,
-                    high};
-    run(task, images.untyped_data(), kernel.untyped_data(), has_bias ? bias->untyped_data() : nullptr, result.untyped_data());
+    const Task task{kind,          images.element_type() == ffi::BF16 ? dnnl::BFLOAT16 : dnnl::FLOAT32,
+                    has_bias,      depthwise,
+                    sizes(images), sizes(kernel),
+                    sizes(result), geometry.stride,
+                    geometry.top,  geometry.bottom,
+                    geometry.left, geometry.right,
+                    low,           high};
+    run(task, images.untyped_data(), kernel.untyped_data(), has_bias ? bias->untyped_data() : nullptr,
+        result.untyped_data());
   });
 }
 
-ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> result,
-                   bool depthwise, int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right, float low, float high) {
+ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::AnyBuffer bias,
+                   ffi::Result<ffi::AnyBuffer> result, bool depthwise, int64_t stride, int64_t top, int64_t bottom,
+                   int64_t left, int64_t right, float low, float high) {
   return convolve(FORWARD, depthwise, images, kernel, &bias, *result, {stride, top, bottom, left, right}, low, high);
 }
 
 ffi::Error of_images(ffi::AnyBuffer gradient, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> images, bool depthwise,
                      int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right) {
-  return convolve(OF_IMAGES, depthwise, *images, kernel, nullptr, gradient, {stride, top, bottom, left, right}, -INFINITY, INFINITY);
+  return convolve(OF_IMAGES, depthwise, *images, kernel, nullptr, gradient, {stride, top, bottom, left, right},
+                  -INFINITY, INFINITY);
 }
 
 ffi::Error of_kernel(ffi::AnyBuffer images, ffi::AnyBuffer gradient, ffi::Result<ffi::AnyBuffer> kernel, bool depthwise,
                      int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right) {
-  return convolve(OF_KERNEL, depthwise, images, *kernel, nullptr, gradient, {stride, top, bottom, left, right}, -INFINITY, INFINITY);
+  return convolve(OF_KERNEL, depthwise, images, *kernel, nullptr, gradient, {stride, top, bottom, left, right},
+                  -INFINITY, INFINITY);
 }
 
 auto with_geometry(auto binding) {
@@ -352,15 +367,15 @@ auto with_geometry(auto binding) {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution, forward,
-                              with_geometry(ffi::Ffi::Bind()
-                                                .Arg<ffi::AnyBuffer>()
-                                                .Arg<ffi::AnyBuffer>()
-                                                .Arg<ffi::AnyBuffer>()
-                                                .Ret<ffi::AnyBuffer>())
-                                  .Attr<float>("low")
-                                  .Attr<float>("high"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gradient_of_images, of_images,
-                              with_geometry(ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gradient_of_kernel, of_kernel,
-                              with_geometry(ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    convolution, forward,
+    with_geometry(
+        ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>())
+        .Attr<float>("low")
+        .Attr<float>("high"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    gradient_of_images, of_images,
+    with_geometry(ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    gradient_of_kernel, of_kernel,
+    with_geometry(ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()));

@@ -58,13 +58,14 @@ void add_image(const Shape& shape, const float* image, const float* gradient, fl
       const float* const gradients = gradient + i * shape.columns * shape.channels;
       float* const totals = sums + u * shape.side * shape.channels;
       for (int64_t c = 0; c < whole; c += LANES)
-        shape.side == 3 ? add_row<3>(shape, pixels, gradients, c, totals) : add_row<5>(shape, pixels, gradients, c, totals);
+        shape.side == 3 ? add_row<3>(shape, pixels, gradients, c, totals)
+                        : add_row<5>(shape, pixels, gradients, c, totals);
       if (whole < shape.channels) add_rest(shape, pixels, gradients, whole, totals);
     }
 }
 
-ffi::Error gradient(ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient, ffi::Result<ffi::Buffer<ffi::F32>> kernel,
-                    int64_t stride, int64_t top, int64_t left) {
+ffi::Error gradient(ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient,
+                    ffi::Result<ffi::Buffer<ffi::F32>> kernel, int64_t stride, int64_t top, int64_t left) {
   return guarded([&] {
     const auto x = images.dimensions(), y = gradient.dimensions();
     const Shape shape{x[0], x[1], x[2], x[3], y[1], y[2], kernel->dimensions()[0], stride, top, left};

@@ -50,10 +50,9 @@ int dnnl_convolution_forward_primitive_desc_create(dnnl_primitive_desc**, dnnl_e
 int dnnl_convolution_backward_data_primitive_desc_create(dnnl_primitive_desc**, dnnl_engine*, int algorithm,
                                                          const dnnl_memory_desc* of_source,
                                                          const dnnl_memory_desc* weights,
-                                                         const dnnl_memory_desc* of_destination,
-                                                         const int64_t* strides, const int64_t* dilations,
-                                                         const int64_t* before, const int64_t* after,
-                                                         const dnnl_primitive_desc* forward,
+                                                         const dnnl_memory_desc* of_destination, const int64_t* strides,
+                                                         const int64_t* dilations, const int64_t* before,
+                                                         const int64_t* after, const dnnl_primitive_desc* forward,
                                                          const dnnl_primitive_attr*);
 int dnnl_convolution_backward_weights_primitive_desc_create(
     dnnl_primitive_desc**, dnnl_engine*, int algorithm, const dnnl_memory_desc* source,
@@ -73,7 +72,13 @@ namespace dnnl {
 
 enum Type { BFLOAT16 = 2, FLOAT32 = 3 };
 enum Propagation { TRAINING = 64, INFERENCE = 96 };
-enum Query { SOURCE_OF = 129, GRADIENT_OF_SOURCE_OF = 130, WEIGHTS_OF = 131, GRADIENT_OF_WEIGHTS_OF = 132, SCRATCHPAD_OF = 136 };
+enum Query {
+  SOURCE_OF = 129,
+  GRADIENT_OF_SOURCE_OF = 130,
+  WEIGHTS_OF = 131,
+  GRADIENT_OF_WEIGHTS_OF = 132,
+  SCRATCHPAD_OF = 136
+};
 enum Argument {
   SOURCE = 1,
   DESTINATION = 17,

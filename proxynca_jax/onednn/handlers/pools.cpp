@@ -21,7 +21,8 @@ struct Window {
 // Pixels of the image in the window of output pixel (i, j). Padding is one pixel with stride 1, none with stride 2.
 Window window(int64_t i, int64_t j, int64_t stride, int64_t height, int64_t width) {
   const int64_t row = i * stride - (stride == 1), column = j * stride - (stride == 1);
-  return {std::max<int64_t>(row, 0), std::min(row + 3, height), std::max<int64_t>(column, 0), std::min(column + 3, width)};
+  return {std::max<int64_t>(row, 0), std::min(row + 3, height), std::max<int64_t>(column, 0),
+          std::min(column + 3, width)};
 }
 
 // Where `values` are larger than `maxima` or not numbers, as PyTorch does. So the first of equal values stays.
@@ -60,8 +61,8 @@ ffi::Error maximum(ffi::Buffer<ffi::F32> images, ffi::Result<ffi::Buffer<ffi::F3
 
 // Adds the gradient of one window to the pixels that are its maxima, for channels from `c` on.
 template <typename Count>
-void scatter(const float* image, const float* gradient, float* result, const Window& at, int64_t width, int64_t channels,
-             int64_t c, Count count) {
+void scatter(const float* image, const float* gradient, float* result, const Window& at, int64_t width,
+             int64_t channels, int64_t c, Count count) {
   Vector best = Vector{} + LOWEST;
   Integers place = {}, number = {};
   for (int64_t row = at.first_row; row < at.last_row; ++row)
@@ -80,8 +81,8 @@ void scatter(const float* image, const float* gradient, float* result, const Win
     }
 }
 
-ffi::Error of_maximum(ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient, ffi::Result<ffi::Buffer<ffi::F32>> result,
-                      int64_t stride) {
+ffi::Error of_maximum(ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient,
+                      ffi::Result<ffi::Buffer<ffi::F32>> result, int64_t stride) {
   return guarded([&] {
     const auto x = images.dimensions(), y = gradient.dimensions();
     const int64_t height = x[1], width = x[2], channels = x[3], rows = y[1], columns = y[2];

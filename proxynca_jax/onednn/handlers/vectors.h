@@ -24,4 +24,6 @@ inline Vector load_some(const float* from, int64_t count) {
   return values;
 }
 
-inline void store_some(float* to, const Vector& values, int64_t count) { std::memcpy(to, &values, count * sizeof(float)); }
+inline void store_some(float* to, const Vector& values, int64_t count) {
+  std::memcpy(to, &values, count * sizeof(float));
+}
