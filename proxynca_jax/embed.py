@@ -55,6 +55,7 @@ from proxynca_jax.machine.command import exit_on_user_error, prepare_process
 from proxynca_jax.machine.interrupt import Interrupted, stop_on_signal
 from proxynca_jax.machine.output import print_line, printable
 from proxynca_jax.machine.precision import computed_in
+from proxynca_jax.onednn.way import way
 from proxynca_jax.report.metric_card import versions
 from proxynca_jax.runs.checkpoint import KINDS
 from proxynca_jax.runs.embedding_files import Contents, check_output, read_about, write_embeddings
@@ -123,6 +124,7 @@ def _embed(options: argparse.Namespace, check: Callable[[], None]) -> None:
             "class_names": split.class_names,
             "dimensions": embedding_width(config),
             "compute_dtype": computed_in(config.model.compute_dtype),
+            "convolutions": way().name if options.runtime == RUNTIMES[0] else options.runtime,
             "backbone": config.model.backbone,
             "preprocessing": preprocessing_of(config),
             "versions": versions(),

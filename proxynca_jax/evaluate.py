@@ -89,7 +89,8 @@ def _score_files(options: argparse.Namespace) -> None:
     _override(config, options)
     queries, gallery = _read(options.embeddings, options.gallery)
     title = f"{options.embeddings} in {options.gallery}" if gallery else str(options.embeddings)
-    precision = read_about(options.embeddings).get("compute_dtype")
+    about = read_about(options.embeddings)
+    precision = " by ".join(about[name] for name in ("compute_dtype", "convolutions") if name in about) or None
     _print_scores(title, queries, gallery, config, options, precision=precision)
     if options.verification:
         _verify(queries, gallery, config, options, {"embeddings": str(options.embeddings)})

@@ -11,9 +11,11 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 import trees
+from jax.experimental.compilation_cache import compilation_cache
 from test_docs import PAGES, REPOSITORY
 
 from proxynca_jax import embed, training_options
@@ -105,13 +107,29 @@ def test_commands_parse(page, block, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps compiled programs from command to command, as processes of their own would."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, compiled_programs: None) -> Iterator[pathlib.Path]:
     """A folder with all that the commands name: photographs, tables, runs, embeddings and a query."""
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         for name in ("mine", "others", "photographs"):
             trees.draw_folder(folder / "data" / name, classes=20, images_per_class=16)
         jpegs = sorted((folder / "data" / "mine").rglob("*.jpg"))

@@ -110,7 +110,7 @@ def test_wrong_settings_are_errors_and_the_rest_is_still_checked(root, tmp_path,
     assert "no weights file at /nowhere.safetensors" in errors[1]
     assert any("are free in" in line for line in lines)
     lines = report(tmp_path / "nothing", capsys, status=1)
-    assert [line.split()[0] for line in lines[:-1]] == ["ok", "ok", "ok", "error"]
+    assert [line.split()[0] for line in lines[:-1]] == ["ok", "ok", "ok", "ok", "error"]
     assert "is not a directory" in lines[-2]
 
 

@@ -20,11 +20,11 @@ import builtins, importlib, pkgutil, signal
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "array_record"}
 OURS = ("proxynca_jax", "convert")
 
-def guarded(name, globals=None, *others):
+def guarded(name, globals=None, *others, **named):
     importer = (globals or {}).get("__name__", "")
     if name.split(".")[0] in UNIX_ONLY and importer.split(".")[0] in OURS:
         raise ModuleNotFoundError(f"{importer} imports {name} when it starts")
-    return original(name, globals, *others)
+    return original(name, globals, *others, **named)
 
 original, builtins.__import__ = builtins.__import__, guarded
 for name in ("SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "SIGUSR2"):

@@ -28,6 +28,7 @@ from proxynca_jax.machine import progress
 from proxynca_jax.machine.interrupt import Interrupted
 from proxynca_jax.machine.precision import computed_in
 from proxynca_jax.models.network import init_network
+from proxynca_jax.onednn.way import way
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.runs.checkpoint import Checkpoints
 from proxynca_jax.runs.folder import open_run
@@ -285,9 +286,9 @@ def test_what_was_computed_in_is_said_and_recorded(root, tmp_path):
     run = train_whole(config, tmp_path / "run")
     first, *rest = (run / "log.txt").read_text().splitlines()
     computed = computed_in("tensorfloat32")
-    assert first.endswith(f", {computed}")
+    assert first.endswith(f", {computed} by {way().name}")
     assert computed == "tensorfloat32" or any("it computes in float32" in line for line in rest)
-    assert [record["compute_dtype"] for record in records(run)] == [computed]
+    assert [(record["compute_dtype"], record["convolutions"]) for record in records(run)] == [(computed, way().name)]
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])
