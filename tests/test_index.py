@@ -365,7 +365,7 @@ def test_wrong_searches(photographs, networks, tmp_path, words, said):
 @pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing(networks, tmp_path):
     folder, address = tmp_path / "photographs", tmp_path / "i.lance"
-    trees.draw_folder(folder, classes=20, images_per_class=30)
+    trees.draw_folder(folder, classes=20, images_per_class=60)  # far more than are wanted, so none ends by itself
     command = [sys.executable, str(pathlib.Path(__file__).parent / "tiny_index.py"), str(folder), "-o", str(address)]
     expected = dict(zip(map(str, images(folder)), Embedder.load(networks[0]).embed(images(folder)), strict=True))
     rng, before = np.random.default_rng(0), 0
