@@ -202,11 +202,11 @@ def test_two_runs_of_other_images_are_an_error(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(["/nowhere"], "/nowhere is not the folder of a run"), (["/nowhere", "-o", "a.pdf"], r"must end in \.html")],
 )
-def test_mistakes_are_one_clear_error(arguments, told):
-    with pytest.raises(SystemExit, match=told):
+def test_mistakes_are_one_clear_error(arguments, message):
+    with pytest.raises(SystemExit, match=message):
         main(arguments)
 
 

@@ -236,8 +236,8 @@ Bytes reorder(const Primitive& found, void* kernel) {
   return reordered;
 }
 
-// Kernels of inference, which stay the same from batch to batch. Comparing one with its copy takes a quarter of the
-// time of reordering it.
+// Kernels of inference, which stay the same from batch to batch. So each is reordered once. Its address may be reused, so
+// its content is compared with a copy.
 class ReorderedKernels {
  public:
   Bytes find(const Primitive& found, void* kernel) {
