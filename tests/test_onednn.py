@@ -21,9 +21,11 @@ from proxynca_jax.models.activation import IDENTITY, RELU, RELU6
 from proxynca_jax.models.batch_norm import _sums_of_distances, _sums_of_gradients
 from proxynca_jax.models.convolution import centred_padding, plain_convolution, same_padding, then_activate
 from proxynca_jax.models.depthwise import plain_depthwise_convolution
+from proxynca_jax.models.efficientnet_lite import EFFICIENTNET_LITE0
 from proxynca_jax.models.pooling import max_pool_on_cpu, plain_average_pool
 from proxynca_jax.onednn import library, operations, probe
 from proxynca_jax.onednn.library import Unavailable, register
+from proxynca_jax.onednn.operations import Window
 from proxynca_jax.onednn.way import VARIABLE, uses_onednn, way, without_onednn
 
 try:
@@ -66,7 +68,7 @@ def test_convolution(side, stride, size, inputs, outputs, activation):
     padding = centred_padding(side)
 
     def ours(x, kernel, bias):
-        return operations.convolution(x, kernel, bias, stride, padding, activation)
+        return operations.convolution(x, kernel, bias, Window(stride, padding, activation))
 
     definition = functools.partial(plain_convolution, stride=stride, padding=padding)
     arrays = drawn(2, size, size + 1, inputs), drawn(outputs, side, side, inputs), drawn(outputs)
@@ -78,7 +80,7 @@ def test_convolution_without_a_bias_and_with_uneven_padding():
     assert padding == ((0, 1), (1, 1))
 
     def ours(x, kernel):
-        return operations.convolution(x, kernel, None, 2, padding, IDENTITY)
+        return operations.convolution(x, kernel, None, Window(2, padding, IDENTITY))
 
     def theirs(x, kernel):
         return plain_convolution(x, kernel, 2, padding=padding)
@@ -93,10 +95,71 @@ def test_depthwise_convolution(side, stride, size, channels, activation):
     padding = same_padding((size, size + 1), side, stride)
 
     def ours(x, kernel, bias):
-        return operations.convolution(x, kernel, bias, stride, padding, activation, depthwise=True)
+        return operations.convolution(x, kernel, bias, Window(stride, padding, activation, depthwise=True))
 
     theirs = then_activate(functools.partial(plain_depthwise_convolution, stride=stride), activation)
     assert_equal(ours, theirs, drawn(2, size, size + 1, channels), drawn(side, side, 1, channels), drawn(channels))
+
+
+BLOCK = (
+    Window(1, ((0, 0), (0, 0)), RELU6),
+    Window(2, same_padding((9, 8), 5, 2), RELU6, depthwise=True),
+    Window(1, ((0, 0), (0, 0)), IDENTITY),
+)
+
+
+def block_weights(dtype=jnp.float32) -> list[tuple[jax.Array, jax.Array]]:
+    kernels = drawn(48, 1, 1, 12), drawn(5, 5, 1, 48), drawn(20, 1, 1, 48)
+    return [(kernel.astype(dtype), drawn(outputs)) for kernel, outputs in zip(kernels, (48, 48, 20), strict=True)]
+
+
+def layer_by_layer(x, weights):
+    expand, depthwise, project = weights
+    x = then_activate(functools.partial(plain_convolution, stride=1), RELU6)(x, *expand)
+    x = then_activate(functools.partial(plain_depthwise_convolution, stride=2), RELU6)(x, *depthwise)
+    return then_activate(functools.partial(plain_convolution, stride=1), IDENTITY)(x, *project)
+
+
+def image_by_image(x, weights):
+    return operations.convolutions_image_by_image(x, weights, BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("batch", "dtype", "tolerance"), [(5, jnp.float32, 2e-5), (1, jnp.float32, 2e-5), (3, jnp.bfloat16, 2e-2)]
+)
+def test_convolutions_image_by_image(batch, dtype, tolerance):
+    x, weights = drawn(batch, 9, 8, 12).astype(dtype), block_weights(dtype)
+    found, expected = jax.jit(image_by_image)(x, weights), jax.jit(layer_by_layer)(x, weights)
+    assert found.dtype == dtype
+    difference = np.abs(np.asarray(found - expected, np.float32)).max()
+    assert difference <= tolerance * np.abs(np.asarray(expected, np.float32)).max()
+
+
+def test_convolutions_image_by_image_have_gradients():
+    x, weights = drawn(2, 9, 8, 12), block_weights()
+
+    def gradients(function):
+        return jax.grad(lambda x, weights: jnp.sum(jnp.square(function(x, weights))), (0, 1))(x, weights)
+
+    ours, theirs = gradients(image_by_image), gradients(layer_by_layer)
+    for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_convolutions_image_by_image_of_no_image():
+    assert image_by_image(drawn(0, 9, 8, 12), block_weights()).shape == (0, 5, 4, 20)
+
+
+def test_network_computes_image_by_image_what_fits_the_caches():
+    network = EFFICIENTNET_LITE0.build(batch_norm_momentum=0.9, rng=np.random.default_rng(0))
+    network.fold()
+    images = drawn(3, 64, 64, 3)
+    step = jax.jit(lambda images: network(images, train=False))
+    # Blocks 0 to 4 read at least as many pixels as they have channels: 32², 32², 16², 16² and 8².
+    assert step.lower(images).as_text().count(library.target("convolutions_image_by_image")) == 4
+    with without_onednn():
+        expected = jax.jit(lambda images: network(images, train=False))(images)
+    np.testing.assert_allclose(step(images), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_bfloat16():
@@ -104,7 +167,7 @@ def test_bfloat16():
     padding = centred_padding(3)
 
     def ours(x, kernel, bias):
-        return operations.convolution(x, kernel, bias, 1, padding, RELU)
+        return operations.convolution(x, kernel, bias, Window(1, padding, RELU))
 
     definition = functools.partial(plain_convolution, stride=1, padding=padding)
     assert_equal(ours, then_activate(definition, RELU), x, kernel, bias, tolerance=1e-2)
@@ -159,19 +222,22 @@ def test_nothing_to_compute(size):
     definition = jax.eval_shape(
         functools.partial(plain_convolution, stride=1, padding=((0, 0), (0, 0))), drawn(*size), drawn(5, 3, 3, 3)
     )
-    found = operations.convolution(drawn(*size), drawn(5, 3, 3, 3), None, 1, ((0, 0), (0, 0)), IDENTITY)
+    found = operations.convolution(drawn(*size), drawn(5, 3, 3, 3), None, Window(1, ((0, 0), (0, 0)), IDENTITY))
     assert found.shape == definition.shape
 
 
 def test_shapes_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match="conv_general_dilated"):
-        operations.convolution(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), None, 1, centred_padding(3), IDENTITY)
+        operations.convolution(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), None, Window(1, centred_padding(3), IDENTITY))
 
 
 def test_failure_in_a_handler_is_an_exception():
     """The library refuses a kernel of another shape than the images have. The process goes on."""
     result = jax.ShapeDtypeStruct((1, 4, 4, 5), jnp.float32)
-    attributes = operations._geometry(1, ((1, 1), (1, 1)), False) | {"low": np.float32(0), "high": np.float32(1)}
+    attributes = operations._geometry(Window(1, ((1, 1), (1, 1)), IDENTITY)) | {
+        "low": np.float32(0),
+        "high": np.float32(1),
+    }
     call = jax.ffi.ffi_call(library.target("convolution"), result)
     with pytest.raises(
         jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward_primitive_desc_create failed with status"
@@ -183,7 +249,7 @@ def test_changed_kernel_is_used():
     """Kernels of inference are kept in oneDNN's layout, by their address. The content decides."""
     x, bias = drawn(1, 8, 8, 32), jnp.zeros(32)
     step = jax.jit(
-        lambda kernel: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU), donate_argnums=()
+        lambda kernel: operations.convolution(x, kernel, bias, Window(1, centred_padding(3), RELU)), donate_argnums=()
     )
     first, second = drawn(32, 3, 3, 32), drawn(32, 3, 3, 32, seed=1)
     for kernel in (first, second, first):
@@ -195,7 +261,8 @@ def test_repeats_to_the_last_bit():
     x, kernel = drawn(4, 28, 28, 32), drawn(48, 3, 3, 32)
     step = jax.jit(
         functools.partial(
-            value_and_gradients, lambda x, k: operations.convolution(x, k, None, 1, centred_padding(3), IDENTITY)
+            value_and_gradients,
+            lambda x, k: operations.convolution(x, k, None, Window(1, centred_padding(3), IDENTITY)),
         )
     )
     first = step(x, kernel)
@@ -265,12 +332,33 @@ def test_missing_parts_are_one_line(change, reason, tmp_path):
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_crash_of_the_handlers_is_one_line(tmp_path):
+    """They are tested in another process, once."""
+    crash = 'extern "C" void* {}(void*) {{ __builtin_trap(); }}\n'
+    (tmp_path / "handlers.cpp").write_text("".join(crash.format(name) for name in library.HANDLERS))
+    code = f"""
+        import os, pathlib
+        from proxynca_jax.onednn import library
+        library.SOURCES = pathlib.Path({str(tmp_path)!r})
+        library.COMPILE_SECONDS = {{seconds}}
+        os.environ["XDG_CACHE_HOME"] = {str(tmp_path)!r}
+        {PRINT_WAY}
+        """
+    first = run_python(code.format(seconds=300))
+    assert first.stdout.endswith("oneDNN; its handlers ended their test by SIGILL\n"), first.stderr
+    again = run_python(code.format(seconds=0))  # so it does not compile
+    assert "its handlers ended their test by SIGILL on this machine; to try again, remove /" in again.stdout
+
+
 DEVICES = """
 import jax, sys
 sys.path.insert(0, "tests")
 from test_onednn import on_several_devices
 on_several_devices()
 """
+
+
+DEPTHWISE = Window(1, centred_padding(5), IDENTITY, depthwise=True)
 
 
 def on_several_devices() -> None:
@@ -280,12 +368,13 @@ def on_several_devices() -> None:
     x, kernel, depthwise, bias = drawn(8, 12, 12, 16), drawn(32, 3, 3, 16), drawn(5, 5, 1, 32), drawn(32)
 
     def network(x, kernel, depthwise, bias):
-        x = operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU)
+        x = operations.convolution(x, kernel, bias, Window(1, centred_padding(3), RELU))
         x = operations.average_pool(operations.max_pool(2, x))
-        x = operations.convolution(x, depthwise, None, 1, centred_padding(5), IDENTITY, depthwise=True)
+        x = operations.convolution(x, depthwise, None, DEPTHWISE)
         fixed, centre = jax.lax.stop_gradient((x, bias))
         sums = operations.sums_of_distances(fixed, centre)
-        return jnp.sum(jnp.square(x)), (sums, operations.sums_of_gradients(fixed, fixed, *[centre] * 3, RELU))
+        images = operations.convolutions_image_by_image(fixed, [(depthwise, bias)], [DEPTHWISE])
+        return jnp.sum(jnp.square(x)), (images, sums, operations.sums_of_gradients(fixed, fixed, *[centre] * 3, RELU))
 
     step = jax.jit(jax.value_and_grad(network, (1, 2, 3), has_aux=True))
     weights = jax.device_put((kernel, depthwise, bias), whole)
@@ -308,8 +397,8 @@ def test_sharded_batch_stays_sharded(count):
 THREADS = """
 import concurrent.futures, jax, numpy as np, sys
 sys.path.insert(0, "tests")
-from test_onednn import drawn, operations, centred_padding, RELU
-step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU))
+from test_onednn import drawn, operations, centred_padding, RELU, Window
+step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, Window(1, centred_padding(3), RELU)))
 inputs = [(drawn(2, 14, 14, 32, seed=seed), drawn(32, 3, 3, 32, seed=seed), drawn(32, seed=seed)) for seed in range(8)]
 expected = [np.asarray(step(*each)) for each in inputs]
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -328,8 +417,8 @@ def test_several_threads():
 PENDING = """
 import jax, sys
 sys.path.insert(0, "tests")
-from test_onednn import drawn, operations, centred_padding, RELU
-step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, 1, centred_padding(3), RELU))
+from test_onednn import drawn, operations, centred_padding, RELU, Window
+step = jax.jit(lambda x, kernel, bias: operations.convolution(x, kernel, bias, Window(1, centred_padding(3), RELU)))
 x = drawn(16, 56, 56, 64)
 arrays = drawn(64, 3, 3, 64), drawn(64)
 jax.block_until_ready(step(x, *arrays))

@@ -110,15 +110,9 @@ def convolve(
         for each in (on_gpu, definition, functools.partial(convolution_on_cpu, stride=stride, padding=padding))
     )
     if uses_onednn():
-        on_cpu = functools.partial(_convolution_by_onednn, stride=stride, padding=padding, activation=activation)
+        on_cpu = functools.partial(operations.convolution, window=operations.Window(stride, padding, activation))
     # The default is the definition, which exported ONNX graphs contain.
     return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
-
-
-def _convolution_by_onednn(
-    x: Array, kernel: Array, bias: Array | None, stride: int, padding: Padding, activation: Activation
-) -> Array:
-    return operations.convolution(x, kernel, bias, stride, padding, activation)
 
 
 def then_activate(

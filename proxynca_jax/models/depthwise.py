@@ -75,7 +75,7 @@ def depthwise_convolve(
 
 def _depthwise_by_onednn(x: Array, kernel: Array, bias: Array | None, stride: int, activation: Activation) -> Array:
     padding = same_padding(x.shape[1:3], len(kernel), stride)
-    return operations.convolution(x, kernel, bias, stride, padding, activation, depthwise=True)
+    return operations.convolution(x, kernel, bias, operations.Window(stride, padding, activation, depthwise=True))
 
 
 def plain_depthwise_convolution(

@@ -12,7 +12,7 @@ TensorFlow's `SAME`, which depends on the size of the activations, so any image 
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from proxynca_jax.models.activation import IDENTITY, RELU6
+from proxynca_jax.models.activation import IDENTITY, RELU6, Activation
 from proxynca_jax.models.backbone import Backbone, Preprocessing
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
-from proxynca_jax.models.convolution import Conv, convolve, same_padding
+from proxynca_jax.models.convolution import Conv, activates_at_once, convolve, same_padding
 from proxynca_jax.models.depthwise import DepthwiseConv, depthwise_convolve
+from proxynca_jax.onednn import operations
 
 STEM, FEATURES = 32, 1280  # channels, the same in each size of the network
 EPSILON = 1e-3  # BatchNorm's
@@ -154,19 +155,39 @@ class EfficientNetLite(nnx.Module):
         yield "global_pool", jnp.mean(x, (1, 2), jnp.float32)
 
     def _block(self, name: str, block: Block, x: Array, *, train: bool) -> Array:
-        y = x
-        if block.expanded != block.inputs:
-            y = self._unit(f"{name}_expand", y, train=train)
-        y = self._unit(f"{name}_depthwise", y, train=train)
-        y = self._unit(f"{name}_project", y, train=train)
+        layers = ("expand", "depthwise", "project")[block.expanded == block.inputs :]
+        names = [f"{name}_{layer}" for layer in layers]
+
+        def layer_by_layer(x: Array) -> Array:
+            for name in names:
+                x = self._unit(name, x, train=train)
+            return x
+
+        if self._is_folded(names[0]) and activates_at_once() and fills_caches(block, *x.shape[1:3]):
+            image_by_image = functools.partial(self._image_by_image, names)
+            y = jax.lax.platform_dependent(x, cpu=image_by_image, default=layer_by_layer)
+        else:
+            y = layer_by_layer(x)
         return x + y if block.stride == 1 and block.inputs == block.outputs else y
+
+    def _image_by_image(self, names: Sequence[str], x: Array) -> Array:
+        """`_unit` for one layer after the other, by oneDNN."""
+        weights, windows, size = [], [], x.shape[1:3]
+        for name in names:
+            layer = getattr(self, name)
+            depthwise = isinstance(layer, DepthwiseConv)
+            kernel = layer.kernel[...].astype(x.dtype)
+            padding = same_padding(size, kernel.shape[0 if depthwise else 1], layer.stride)
+            weights.append((kernel, layer.bias[...]))
+            windows.append(operations.Window(layer.stride, padding, _activation(name), depthwise))
+            size = [-(-pixels // layer.stride) for pixels in size]
+        return operations.convolutions_image_by_image(x, weights, windows)
 
     def _unit(self, name: str, x: Array, *, train: bool) -> Array:
         """The convolution `name`, its BatchNorm and its activation."""
-        convolution = getattr(self, name)
-        activation = IDENTITY if name.endswith("_project") else RELU6
+        convolution, activation = getattr(self, name), _activation(name)
         kernel, stride = convolution.kernel[...].astype(x.dtype), convolution.stride
-        folded = not hasattr(self, f"{name}_bn")
+        folded = self._is_folded(name)
         after: dict[str, Any] = {"bias": convolution.bias[...], "activation": activation} if folded else {}
         if isinstance(convolution, DepthwiseConv):
             y = depthwise_convolve(x, kernel, stride, self.precision, **after)
@@ -175,9 +196,30 @@ class EfficientNetLite(nnx.Module):
             y = convolve(x, kernel, stride, self.precision, padding, **after)
         return y if folded else batch_norm_act(y, None, [getattr(self, f"{name}_bn")], activation, train=train)
 
+    def _is_folded(self, name: str) -> bool:
+        return not hasattr(self, f"{name}_bn")
+
     def fold(self) -> None:
         """Moves BatchNorm's running statistics into the convolutions."""
         fold_batch_norms(self)
+
+
+def _activation(name: str) -> Activation:
+    """Of a layer."""
+    return IDENTITY if name.endswith("_project") else RELU6
+
+
+def fills_caches(block: Block, height: int, width: int) -> bool:
+    """Whether the widest activations of an image are more numbers than the kernels that every image needs.
+
+    Then a CPU is faster image by image: activations stay in the cache. Otherwise kernels would be read too often.
+
+    Args:
+        block: of the network.
+        height: of its input, pixels.
+        width: of its input, pixels.
+    """
+    return height * width >= block.inputs + block.outputs
 
 
 def forward_flops(width: float, depth: float, image_size: int) -> int:

@@ -1,7 +1,7 @@
 """Finds oneDNN, compiles the handlers in `handlers/`, and registers them with XLA.
 
-The handlers are C++: XLA calls them from its own threads, and no such thread may enter Python. The compiler runs once
-per machine. Its result is kept in the user's cache folder.
+The handlers are C++: XLA calls them from its own threads, and no such thread may enter Python. They are compiled and
+tested once per machine, and kept in the user's cache folder.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,10 @@ INSTALL = "pip install 'proxynca_jax[cpu]'"
 SOURCES = pathlib.Path(__file__).parent / "handlers"
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILE_SECONDS = 300
+TEST_SECONDS = 120
 HANDLERS = (
     "convolution",
+    "convolutions_image_by_image",
     "gradient_of_images",
     "gradient_of_kernel",
     "gradient_of_depthwise_kernel",
@@ -63,18 +66,32 @@ def register() -> str:
     """
     version, onednn = _find()
     try:
-        ctypes.CDLL(str(onednn), ctypes.RTLD_GLOBAL)
         compiled = _compiled(onednn, version)
     except OSError as error:  # also of a folder that cannot be written
         raise Unavailable(f"{error.filename or PACKAGE}: {error.strerror or error}") from error
     try:
-        handlers = ctypes.CDLL(str(compiled))
-        for name in HANDLERS:
-            jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
+        load(onednn, compiled)
     except (OSError, AttributeError) as error:
         compiled.unlink(missing_ok=True)
         raise Unavailable(f"its compiled handlers are damaged, and the next start makes them again: {error}") from error
     return version
+
+
+def load(onednn: pathlib.Path, compiled: pathlib.Path) -> None:
+    """Registers compiled handlers with XLA.
+
+    Args:
+        onednn: the shared library.
+        compiled: the handlers.
+
+    Raises:
+        OSError: one of the files cannot be loaded.
+        AttributeError: a handler is missing.
+    """
+    ctypes.CDLL(str(onednn), ctypes.RTLD_GLOBAL)
+    handlers = ctypes.CDLL(str(compiled))
+    for name in HANDLERS:
+        jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
 
 
 def _find() -> tuple[str, pathlib.Path]:
@@ -94,7 +111,7 @@ def _find() -> tuple[str, pathlib.Path]:
 
 
 def _compiled(onednn: pathlib.Path, version: str) -> pathlib.Path:
-    """Returns the path of the compiled handlers. Compiles them if no earlier process of this machine has."""
+    """Returns the path of the compiled handlers. Compiles and tests them if no earlier process of this machine has."""
     compiler = next(
         (found for name in (os.environ.get("CXX"), "c++", "g++") if name and (found := shutil.which(name))), None
     )
@@ -105,6 +122,9 @@ def _compiled(onednn: pathlib.Path, version: str) -> pathlib.Path:
     library = folder / f"handlers-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
+    failure = library.with_suffix(".failed")
+    if failure.exists():
+        raise Unavailable(f"its handlers {failure.read_text()} on this machine; to try again, remove {failure}")
     if compiler is None:
         raise Unavailable("its handlers need a C++ compiler once, and there is none: apt install g++")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,8 +140,29 @@ def _compiled(onednn: pathlib.Path, version: str) -> pathlib.Path:
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise Unavailable(f"{compiler} cannot compile its handlers: {first}")
+        if reason := _failure(onednn, partial):
+            failure.write_text(reason)
+            raise Unavailable(f"its handlers {reason}")
         partial.replace(library)
     return library
+
+
+def _failure(onednn: pathlib.Path, compiled: pathlib.Path) -> str | None:
+    """Tests handlers in a process of its own, because what they do wrong may end a process.
+
+    Returns:
+        What happened, or None if all is well.
+    """
+    command = [sys.executable, "-m", "proxynca_jax.onednn.probe", str(onednn), str(compiled)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    root = pathlib.Path(__file__).parents[2]  # the package need not be installed
+    try:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"did not pass their test within {TEST_SECONDS} s"
+    if done.returncode < 0:
+        return f"ended their test by {signal.Signals(-done.returncode).name}"
+    return f"failed their test: {done.stderr.strip().splitlines()[-1]}" if done.returncode else None
 
 
 @functools.cache

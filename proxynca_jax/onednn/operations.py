@@ -5,7 +5,7 @@ Each one is differentiable and is partitioned over the devices of a sharded batc
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,101 +22,144 @@ Limits = tuple[float, float]  # low and high: results are clamped to them
 BATCH = "n"  # the factor of a sharding rule that stands for the images
 
 
+class Window(NamedTuple):
+    """How a convolution moves over images, and what its results are clamped to."""
+
+    stride: int  # pixels between two windows, in both directions
+    padding: Padding  # with zeros
+    limits: Limits
+    depthwise: bool = False  # whether each channel has a kernel of its own
+
+
 def convolution(
     x: Float[Array, "batch height width inputs"],
     kernel: Float[Array, "..."],
     bias: Float[Array, " outputs"] | None,
-    stride: int,
-    padding: Padding,
-    limits: Limits,
-    depthwise: bool = False,
+    window: Window,
 ) -> Float[Array, "batch rows columns outputs"]:
     """min(max(x ∗ kernel + bias, low), high).
 
     Args:
         x: images or activations; float32 or bfloat16, as is the result.
-        kernel: OHWI, or HWIO with one input if `depthwise`. Of the type of `x`.
+        kernel: OHWI, or HWIO with one input if the convolution is depthwise. Of the type of `x`.
         bias: float32.
-        stride: pixels between two windows, in both directions.
-        padding: of the images, with zeros.
-        limits: low and high; infinite ones do not clamp.
-        depthwise: whether each channel has a kernel of its own.
+        window: how it moves over `x`.
     """
     bias = jnp.zeros((0,), jnp.float32) if bias is None else bias
-    return _convolution(stride, padding, limits, depthwise, x, kernel, bias)
+    return _convolution(window, x, kernel, bias)
 
 
-def _convolve(
-    stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
-) -> Array:
-    attributes = _geometry(stride, padding, depthwise) | {"low": np.float32(limits[0]), "high": np.float32(limits[1])}
+def _convolve(window: Window, x: Array, kernel: Array, bias: Array) -> Array:
+    low, high = map(np.float32, window.limits)
 
     def local(x: Array, kernel: Array, bias: Array) -> Array:
-        return _call("convolution", _convolved(x, kernel, stride, padding, depthwise), x, kernel, bias, **attributes)
+        return _call(
+            "convolution", _convolved(x, kernel, window), x, kernel, bias, **_geometry(window), low=low, high=high
+        )
 
     return _over_devices(local, "n h w c, o u v i, k -> n r s q")(x, kernel, bias)
 
 
-_convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0, 1, 2, 3))
+_convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0,))
 
 
 def _convolution_forward(
-    stride: int, padding: Padding, limits: Limits, depthwise: bool, x: Array, kernel: Array, bias: Array
+    window: Window, x: Array, kernel: Array, bias: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
-    y = _convolve(stride, padding, limits, depthwise, x, kernel, bias)
-    return y, (x, kernel, bias, None if np.isinf(limits).all() else y)
+    y = _convolve(window, x, kernel, bias)
+    return y, (x, kernel, bias, None if np.isinf(window.limits).all() else y)
 
 
-def _convolution_backward(
-    stride: int, padding: Padding, limits: Limits, depthwise: bool, residuals: tuple[Any, ...], gradient: Array
-) -> tuple[Array, Array, Array]:
+def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias, y = residuals
     if y is not None:
-        gradient = jnp.where((y > limits[0]) & (y < limits[1]), gradient, 0)
+        low, high = window.limits
+        gradient = jnp.where((y > low) & (y < high), gradient, 0)
     of_bias = jnp.sum(gradient, (0, 1, 2), jnp.float32) if bias.size else bias
-    of_kernel = _gradient_of_depthwise_kernel if depthwise else _gradient_of_kernel
-    return (
-        _gradient_of_images(x, kernel, gradient, stride, padding, depthwise),
-        of_kernel(x, kernel, gradient, stride, padding),
-        of_bias,
-    )
+    of_kernel = _gradient_of_depthwise_kernel if window.depthwise else _gradient_of_kernel
+    return _gradient_of_images(x, kernel, gradient, window), of_kernel(x, kernel, gradient, window), of_bias
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-def _gradient_of_images(
-    x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding, depthwise: bool
-) -> Array:
+def _gradient_of_images(x: Array, kernel: Array, gradient: Array, window: Window) -> Array:
     pixels = x.shape[1:]
 
     def local(gradient: Array, kernel: Array) -> Array:
         result = jax.ShapeDtypeStruct((len(gradient), *pixels), gradient.dtype)
-        return _call("gradient_of_images", result, gradient, kernel, **_geometry(stride, padding, depthwise))
+        return _call("gradient_of_images", result, gradient, kernel, **_geometry(window))
 
     return _over_devices(local, "n r s q, o u v i -> n h w c")(gradient, kernel)
 
 
-def _gradient_of_kernel(x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding) -> Array:
+def _gradient_of_kernel(x: Array, kernel: Array, gradient: Array, window: Window) -> Array:
     result = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
 
     def local(x: Array, gradient: Array) -> Array:
-        return _call("gradient_of_kernel", result, x, gradient, **_geometry(stride, padding, False))
+        return _call("gradient_of_kernel", result, x, gradient, **_geometry(window))
 
     return _over_devices(local, "n h w c, n r s q -> o u v i")(x, gradient)
 
 
-def _gradient_of_depthwise_kernel(x: Array, kernel: Array, gradient: Array, stride: int, padding: Padding) -> Array:
+def _gradient_of_depthwise_kernel(x: Array, kernel: Array, gradient: Array, window: Window) -> Array:
     result = jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
-    attributes = {
-        name: np.int64(value) for name, value in (("stride", stride), ("top", padding[0][0]), ("left", padding[1][0]))
-    }
+    geometry = _geometry(window)
+    attributes = {name: geometry[name] for name in ("stride", "top", "left")}
 
     def local(x: Array, gradient: Array) -> Array:
         return _call("gradient_of_depthwise_kernel", result, x, gradient, **attributes)
 
     floats = x.astype(jnp.float32), gradient.astype(jnp.float32)
     return _over_devices(local, "n h w c, n r s q -> o u v i")(*floats).astype(kernel.dtype)
+
+
+def convolutions_image_by_image(
+    x: Float[Array, "batch height width inputs"],
+    weights: Sequence[tuple[Float[Array, "..."], Float[Array, " _"]]],
+    windows: Sequence[Window],
+) -> Float[Array, "batch rows columns outputs"]:
+    """Convolutions one after the other, each image by one thread, so that its activations stay in a core's cache.
+
+    Args:
+        x: as for `convolution`.
+        weights: the kernel and the bias of each convolution.
+        windows: of each convolution.
+    """
+    return _convolutions(tuple(windows), x, *(array for pair in weights for array in pair))
+
+
+def _convolve_images(windows: Sequence[Window], x: Array, *weights: Array) -> Array:
+    attributes = {
+        "geometry": np.array([list(_geometry(window).values()) for window in windows], np.int64).ravel(),
+        "limits": np.array([window.limits for window in windows], np.float32).ravel(),
+    }
+
+    def local(x: Array, *weights: Array) -> Array:
+        result: Any = x
+        for window, kernel in zip(windows, weights[::2], strict=True):
+            result = _convolved(result, kernel, window)
+        return _call("convolutions_image_by_image", result, x, *weights, **attributes)
+
+    kernels_and_biases = ", ".join(f"o{i} u{i} v{i} i{i}, k{i}" for i in range(len(windows)))
+    return _over_devices(local, f"n h w c, {kernels_and_biases} -> n r s q")(x, *weights)
+
+
+_convolutions = jax.custom_vjp(_convolve_images, nondiff_argnums=(0,))
+
+
+def _convolutions_forward(windows: Sequence[Window], x: Array, *weights: Array) -> tuple[Array, Callable[..., Any]]:
+    """A gradient needs the activations between the convolutions, so these are computed one by one."""
+
+    def one_by_one(x: Array, *weights: Array) -> Array:
+        for window, kernel, bias in zip(windows, weights[::2], weights[1::2], strict=True):
+            x = convolution(x, kernel, bias, window)
+        return x
+
+    return jax.vjp(one_by_one, x, *weights)
+
+
+_convolutions.defvjp(_convolutions_forward, lambda _, pull, gradient: pull(gradient))
 
 
 def _max_pool(
@@ -201,20 +244,20 @@ def sums_of_gradients(
     return _over_devices(local, "n h w c, n h w c, c, c, c -> c, c")(x, gradient, centre, factor, offset)
 
 
-def _geometry(stride: int, padding: Padding, depthwise: bool) -> dict[str, Any]:
-    (top, bottom), (left, right) = padding
-    numbers = {"stride": stride, "top": top, "bottom": bottom, "left": left, "right": right}
-    return {name: np.int64(value) for name, value in numbers.items()} | {"depthwise": depthwise}
+def _geometry(window: Window) -> dict[str, Any]:
+    (top, bottom), (left, right) = window.padding
+    numbers = {"stride": window.stride, "top": top, "bottom": bottom, "left": left, "right": right}
+    return {"depthwise": window.depthwise} | {name: np.int64(value) for name, value in numbers.items()}
 
 
-def _convolved(x: Array, kernel: Array, stride: int, padding: Padding, depthwise: bool) -> jax.ShapeDtypeStruct:
+def _convolved(x: Array | jax.ShapeDtypeStruct, kernel: Array, window: Window) -> jax.ShapeDtypeStruct:
     """Describes the result of a convolution. XLA checks the shapes, as it does for its own."""
-    numbers = ("NHWC", "HWIO" if depthwise else "OHWI", "NHWC")
-    groups = {"feature_group_count": x.shape[3]} if depthwise else {}
+    numbers = ("NHWC", "HWIO" if window.depthwise else "OHWI", "NHWC")
+    groups = {"feature_group_count": x.shape[3]} if window.depthwise else {}
     convolve = functools.partial(
         jax.lax.conv_general_dilated,
-        window_strides=(stride, stride),
-        padding=padding,
+        window_strides=(window.stride, window.stride),
+        padding=window.padding,
         dimension_numbers=numbers,
         **groups,
     )

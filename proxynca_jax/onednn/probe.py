@@ -1,14 +1,25 @@
-"""Compares each handler with NumPy on small arrays, before a network depends on it."""
+"""Compares each handler with NumPy on small arrays, before a network depends on it.
+
+    python -m proxynca_jax.onednn.probe ONEDNN HANDLERS
+
+tests the handlers of a file that was just compiled, with the shared library `ONEDNN`.
+"""
+
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from proxynca_jax.onednn import operations
+from proxynca_jax.onednn import library, operations
 from proxynca_jax.onednn.library import Unavailable
+from proxynca_jax.onednn.operations import Window
 
 TOLERANCE = 1e-5  # of the largest value
-INFINITE = (-float("inf"), float("inf"))
+PADDING = ((1, 1), (1, 1))
+EVERY_SECOND = Window(2, PADDING, (0.0, float("inf")))
+EVERY_CHANNEL = Window(1, PADDING, (-float("inf"), float("inf")), depthwise=True)
 
 
 def check() -> None:
@@ -38,10 +49,10 @@ def _by_handlers(
     x: jax.Array, kernel: jax.Array, depthwise: jax.Array, bias: jax.Array, centre: jax.Array
 ) -> dict[str, jax.Array]:
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return operations.convolution(x, kernel, bias, 2, ((1, 1), (1, 1)), (0.0, float("inf")))
+        return operations.convolution(x, kernel, bias, EVERY_SECOND)
 
     def convolve_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return operations.convolution(x, kernel, None, 1, ((1, 1), (1, 1)), INFINITE, depthwise=True)
+        return operations.convolution(x, kernel, None, EVERY_CHANNEL)
 
     results = {}
     for name, function, weights in (
@@ -51,6 +62,10 @@ def _by_handlers(
         results[name], pull = jax.vjp(function, x, weights)
         of_images, of_kernel = pull(jnp.ones_like(results[name]))
         results |= {f"{name}'s gradient of images": of_images, f"{name}'s gradient of the kernel": of_kernel}
+    channels = depthwise, jnp.zeros_like(centre)
+    results["convolutions image by image"] = operations.convolutions_image_by_image(
+        x, [channels, (kernel, bias)], [EVERY_CHANNEL, EVERY_SECOND]
+    )
     results["maximum"], pull = jax.vjp(lambda x: operations.max_pool(2, x), x)
     (results["maximum's gradient"],) = pull(jnp.ones_like(results["maximum"]))
     results["average"] = operations.average_pool(x)
@@ -80,6 +95,10 @@ def _by_numpy(
     shares = np.broadcast_to(depthwise[:, :, 0], (*windows.shape[:3], *depthwise[:, :, 0].shape))
     results["depthwise convolution's gradient of images"] = _scatter(shares, padded.shape, 1)[:, 1:-1, 1:-1]
 
+    between = np.pad(results["depthwise convolution"], ((0, 0), (1, 1), (1, 1), (0, 0)))
+    every_second = np.lib.stride_tricks.sliding_window_view(between, (3, 3), (1, 2))[:, ::2, ::2]
+    results["convolutions image by image"] = np.maximum(np.einsum("nrscuv,ouvc->nrso", every_second, kernel) + bias, 0)
+
     extended = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
     pooled = np.lib.stride_tricks.sliding_window_view(extended, (3, 3), (1, 2))[:, ::2, ::2]
     results["maximum"] = pooled.max((-2, -1))
@@ -102,3 +121,8 @@ def _scatter(shares: np.ndarray, shape: tuple[int, ...], stride: int) -> np.ndar
             :, :, :, u, v
         ]
     return total
+
+
+if __name__ == "__main__":
+    library.load(*map(pathlib.Path, sys.argv[1:]))
+    check()

@@ -33,6 +33,7 @@ int dnnl_memory_desc_destroy(dnnl_memory_desc*);
 int dnnl_memory_desc_equal(const dnnl_memory_desc*, const dnnl_memory_desc*);
 size_t dnnl_memory_desc_get_size(const dnnl_memory_desc*);
 int dnnl_memory_create(dnnl_memory**, const dnnl_memory_desc*, dnnl_engine*, void* data);
+int dnnl_memory_set_data_handle(dnnl_memory*, void* data);
 int dnnl_memory_destroy(dnnl_memory*);
 int dnnl_primitive_attr_create(dnnl_primitive_attr**);
 int dnnl_primitive_attr_destroy(dnnl_primitive_attr*);
