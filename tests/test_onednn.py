@@ -75,6 +75,18 @@ def test_convolution(side, stride, size, inputs, outputs, activation):
     assert_equal(ours, then_activate(definition, activation), *arrays)
 
 
+@pytest.mark.parametrize("activation", [IDENTITY, RELU])
+def test_convolution_with_an_addend(activation):
+    window = Window(2, centred_padding(3), activation)
+
+    def ours(x, kernel, bias, addend):
+        return operations.convolution(x, kernel, bias, window, addend)
+
+    definition = functools.partial(plain_convolution, stride=2, padding=window.padding)
+    arrays = drawn(2, 9, 7, 8), drawn(16, 3, 3, 8), drawn(16), drawn(2, 5, 4, 16, seed=2)
+    assert_equal(ours, then_activate(definition, activation), *arrays)
+
+
 def test_convolution_without_a_bias_and_with_uneven_padding():
     padding = same_padding((8, 11), 3, 2)
     assert padding == ((0, 1), (1, 1))
@@ -121,7 +133,7 @@ def layer_by_layer(x, weights):
 
 
 def image_by_image(x, weights):
-    return operations.convolutions_image_by_image(x, weights, BLOCK)
+    return operations.convolutions_image_by_image(x, weights, BLOCK, adds_images=False)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,20 @@ def test_convolutions_image_by_image_have_gradients():
     ours, theirs = gradients(image_by_image), gradients(layer_by_layer)
     for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_convolutions_image_by_image_add_the_images():
+    x, weights = drawn(3, 8, 8, 32), (drawn(5, 5, 1, 32), drawn(32))
+    window = Window(1, centred_padding(5), IDENTITY, depthwise=True)
+
+    def ours(x, *weights):
+        return operations.convolutions_image_by_image(x, [weights], [window], adds_images=True)
+
+    def theirs(x, kernel, bias):
+        return x + then_activate(functools.partial(plain_depthwise_convolution, stride=1), IDENTITY)(x, kernel, bias)
+
+    assert_equal(ours, theirs, x, *weights)
+    np.testing.assert_allclose(ours(x, *weights), theirs(x, *weights), atol=1e-4)  # without gradients
 
 
 def test_convolutions_image_by_image_of_no_image():
@@ -242,7 +268,7 @@ def test_failure_in_a_handler_is_an_exception():
     with pytest.raises(
         jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward_primitive_desc_create failed with status"
     ):
-        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), jnp.zeros(0), **attributes))
+        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), jnp.zeros(0), jnp.zeros(0), **attributes))
 
 
 def test_changed_kernel_is_used():
@@ -373,7 +399,7 @@ def on_several_devices() -> None:
         x = operations.convolution(x, depthwise, None, DEPTHWISE)
         fixed, centre = jax.lax.stop_gradient((x, bias))
         sums = operations.sums_of_distances(fixed, centre)
-        images = operations.convolutions_image_by_image(fixed, [(depthwise, bias)], [DEPTHWISE])
+        images = operations.convolutions_image_by_image(fixed, [(depthwise, bias)], [DEPTHWISE], adds_images=True)
         return jnp.sum(jnp.square(x)), (images, sums, operations.sums_of_gradients(fixed, fixed, *[centre] * 3, RELU))
 
     step = jax.jit(jax.value_and_grad(network, (1, 2, 3), has_aux=True))

@@ -89,6 +89,7 @@ def convolve(
     padding: Padding | None = None,
     bias: Float[Array, " outputs"] | None = None,
     activation: Activation = IDENTITY,
+    addend: Float[Array, "batch rows columns outputs"] | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
     """Convolution with an odd, square kernel, and what a folded network does after it. Stride 1 keeps the size.
 
@@ -100,6 +101,7 @@ def convolve(
         padding: of the images, with zeros. None is `centred_padding`.
         bias: added to the result, float32.
         activation: applied last.
+        addend: added to the result before the activation; of the type of `x`.
     """
     padding = padding or centred_padding(kernel.shape[1])
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
@@ -110,21 +112,24 @@ def convolve(
         for each in (on_gpu, definition, functools.partial(convolution_on_cpu, stride=stride, padding=padding))
     )
     if uses_onednn():
-        on_cpu = functools.partial(operations.convolution, window=operations.Window(stride, padding, activation))
+        window = operations.Window(stride, padding, activation)
+
+        def on_cpu(x: Array, kernel: Array, bias: Array | None, addend: Array | None) -> Array:
+            return operations.convolution(x, kernel, bias, window, addend)
+
     # The default is the definition, which exported ONNX graphs contain.
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
+    return jax.lax.platform_dependent(x, kernel, bias, addend, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
 
 
-def then_activate(
-    convolution: Callable[[Array, Array], Array], activation: Activation
-) -> Callable[[Array, Array, Array | None], Array]:
-    """Returns a function of images, kernel and bias that convolves, adds the bias and applies the activation."""
+def then_activate(convolution: Callable[[Array, Array], Array], activation: Activation) -> Callable[..., Array]:
+    """Returns a function of images, kernel, bias and addend that convolves, adds both and applies the activation."""
 
-    def both(x: Array, kernel: Array, bias: Array | None) -> Array:
+    def all_of_it(x: Array, kernel: Array, bias: Array | None, addend: Array | None = None) -> Array:
         y = convolution(x, kernel)
-        return activate(y if bias is None else y + bias[None, None, None], activation).astype(x.dtype)
+        y = y if bias is None else y + bias[None, None, None]
+        return activate(y if addend is None else y + addend, activation).astype(x.dtype)
 
-    return both
+    return all_of_it
 
 
 def activates_at_once() -> bool:

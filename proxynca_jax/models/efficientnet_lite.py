@@ -156,21 +156,21 @@ class EfficientNetLite(nnx.Module):
 
     def _block(self, name: str, block: Block, x: Array, *, train: bool) -> Array:
         layers = ("expand", "depthwise", "project")[block.expanded == block.inputs :]
-        names = [f"{name}_{layer}" for layer in layers]
+        *before, last = [f"{name}_{layer}" for layer in layers]
+        is_residual = block.stride == 1 and block.inputs == block.outputs
 
         def layer_by_layer(x: Array) -> Array:
-            for name in names:
-                x = self._unit(name, x, train=train)
-            return x
+            y = x
+            for name in before:
+                y = self._unit(name, y, train=train)
+            return self._unit(last, y, train=train, addend=x if is_residual else None)
 
-        if self._is_folded(names[0]) and activates_at_once() and fills_caches(block, *x.shape[1:3]):
-            image_by_image = functools.partial(self._image_by_image, names)
-            y = jax.lax.platform_dependent(x, cpu=image_by_image, default=layer_by_layer)
-        else:
-            y = layer_by_layer(x)
-        return x + y if block.stride == 1 and block.inputs == block.outputs else y
+        if self._is_folded(last) and activates_at_once() and fills_caches(block, *x.shape[1:3]):
+            image_by_image = functools.partial(self._image_by_image, [*before, last], adds_images=is_residual)
+            return jax.lax.platform_dependent(x, cpu=image_by_image, default=layer_by_layer)
+        return layer_by_layer(x)
 
-    def _image_by_image(self, names: Sequence[str], x: Array) -> Array:
+    def _image_by_image(self, names: Sequence[str], x: Array, *, adds_images: bool) -> Array:
         """`_unit` for one layer after the other, by oneDNN."""
         weights, windows, size = [], [], x.shape[1:3]
         for name in names:
@@ -181,10 +181,10 @@ class EfficientNetLite(nnx.Module):
             weights.append((kernel, layer.bias[...]))
             windows.append(operations.Window(layer.stride, padding, _activation(name), depthwise))
             size = [-(-pixels // layer.stride) for pixels in size]
-        return operations.convolutions_image_by_image(x, weights, windows)
+        return operations.convolutions_image_by_image(x, weights, windows, adds_images)
 
-    def _unit(self, name: str, x: Array, *, train: bool) -> Array:
-        """The convolution `name`, its BatchNorm and its activation."""
+    def _unit(self, name: str, x: Array, *, train: bool, addend: Array | None = None) -> Array:
+        """The convolution `name`, its BatchNorm and its activation, plus the addend of a `project` layer."""
         convolution, activation = getattr(self, name), _activation(name)
         kernel, stride = convolution.kernel[...].astype(x.dtype), convolution.stride
         folded = self._is_folded(name)
@@ -193,8 +193,11 @@ class EfficientNetLite(nnx.Module):
             y = depthwise_convolve(x, kernel, stride, self.precision, **after)
         else:
             padding = same_padding(x.shape[1:3], kernel.shape[1], stride)
-            y = convolve(x, kernel, stride, self.precision, padding, **after)
-        return y if folded else batch_norm_act(y, None, [getattr(self, f"{name}_bn")], activation, train=train)
+            y = convolve(x, kernel, stride, self.precision, padding, addend=addend if folded else None, **after)
+        if folded:
+            return y
+        y = batch_norm_act(y, None, [getattr(self, f"{name}_bn")], activation, train=train)
+        return y if addend is None else y + addend
 
     def _is_folded(self, name: str) -> bool:
         return not hasattr(self, f"{name}_bn")

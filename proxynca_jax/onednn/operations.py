@@ -36,48 +36,52 @@ def convolution(
     kernel: Float[Array, "..."],
     bias: Float[Array, " outputs"] | None,
     window: Window,
+    addend: Float[Array, "batch rows columns outputs"] | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
-    """min(max(x ∗ kernel + bias, low), high).
+    """min(max(x ∗ kernel + bias + addend, low), high).
 
     Args:
         x: images or activations; float32 or bfloat16, as is the result.
         kernel: OHWI, or HWIO with one input if the convolution is depthwise. Of the type of `x`.
         bias: float32.
         window: how it moves over `x`.
+        addend: of the type of `x`.
     """
-    bias = jnp.zeros((0,), jnp.float32) if bias is None else bias
-    return _convolution(window, x, kernel, bias)
+    bias, addend = (jnp.zeros((0,), jnp.float32) if each is None else each for each in (bias, addend))
+    return _convolution(window, x, kernel, bias, addend)
 
 
-def _convolve(window: Window, x: Array, kernel: Array, bias: Array) -> Array:
+def _convolve(window: Window, x: Array, kernel: Array, bias: Array, addend: Array) -> Array:
     low, high = map(np.float32, window.limits)
+    attributes = _geometry(window) | {"low": low, "high": high}
 
-    def local(x: Array, kernel: Array, bias: Array) -> Array:
-        return _call(
-            "convolution", _convolved(x, kernel, window), x, kernel, bias, **_geometry(window), low=low, high=high
-        )
+    def local(x: Array, kernel: Array, *summands: Array) -> Array:
+        return _call("convolution", _convolved(x, kernel, window), x, kernel, *summands, **attributes)
 
-    return _over_devices(local, "n h w c, o u v i, k -> n r s q")(x, kernel, bias)
+    of_addend = "n r s q" if addend.size else "none"
+    return _over_devices(local, f"n h w c, o u v i, k, {of_addend} -> n r s q")(x, kernel, bias, addend)
 
 
 _convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0,))
 
 
-def _convolution_forward(
-    window: Window, x: Array, kernel: Array, bias: Array
-) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
-    y = _convolve(window, x, kernel, bias)
-    return y, (x, kernel, bias, None if np.isinf(window.limits).all() else y)
+def _convolution_forward(window: Window, *arrays: Array) -> tuple[Array, tuple[Any, ...]]:
+    y = _convolve(window, *arrays)
+    return y, (*arrays, None if np.isinf(window.limits).all() else y)
 
 
-def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: Array) -> tuple[Array, Array, Array]:
-    x, kernel, bias, y = residuals
+def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: Array) -> tuple[Array, ...]:
+    x, kernel, bias, addend, y = residuals
     if y is not None:
         low, high = window.limits
         gradient = jnp.where((y > low) & (y < high), gradient, 0)
-    of_bias = jnp.sum(gradient, (0, 1, 2), jnp.float32) if bias.size else bias
     of_kernel = _gradient_of_depthwise_kernel if window.depthwise else _gradient_of_kernel
-    return _gradient_of_images(x, kernel, gradient, window), of_kernel(x, kernel, gradient, window), of_bias
+    return (
+        _gradient_of_images(x, kernel, gradient, window),
+        of_kernel(x, kernel, gradient, window),
+        jnp.sum(gradient, (0, 1, 2), jnp.float32) if bias.size else bias,
+        gradient if addend.size else addend,
+    )
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
@@ -118,6 +122,7 @@ def convolutions_image_by_image(
     x: Float[Array, "batch height width inputs"],
     weights: Sequence[tuple[Float[Array, "..."], Float[Array, " _"]]],
     windows: Sequence[Window],
+    adds_images: bool,
 ) -> Float[Array, "batch rows columns outputs"]:
     """Convolutions one after the other, each image by one thread, so that its activations stay in a core's cache.
 
@@ -125,14 +130,16 @@ def convolutions_image_by_image(
         x: as for `convolution`.
         weights: the kernel and the bias of each convolution.
         windows: of each convolution.
+        adds_images: whether `x` is the addend of the last convolution.
     """
-    return _convolutions(tuple(windows), x, *(array for pair in weights for array in pair))
+    return _convolutions(tuple(windows), adds_images, x, *(array for pair in weights for array in pair))
 
 
-def _convolve_images(windows: Sequence[Window], x: Array, *weights: Array) -> Array:
+def _convolve_images(windows: Sequence[Window], adds_images: bool, x: Array, *weights: Array) -> Array:
     attributes = {
         "geometry": np.array([list(_geometry(window).values()) for window in windows], np.int64).ravel(),
         "limits": np.array([window.limits for window in windows], np.float32).ravel(),
+        "adds_images": adds_images,
     }
 
     def local(x: Array, *weights: Array) -> Array:
@@ -145,21 +152,24 @@ def _convolve_images(windows: Sequence[Window], x: Array, *weights: Array) -> Ar
     return _over_devices(local, f"n h w c, {kernels_and_biases} -> n r s q")(x, *weights)
 
 
-_convolutions = jax.custom_vjp(_convolve_images, nondiff_argnums=(0,))
+_convolutions = jax.custom_vjp(_convolve_images, nondiff_argnums=(0, 1))
 
 
-def _convolutions_forward(windows: Sequence[Window], x: Array, *weights: Array) -> tuple[Array, Callable[..., Any]]:
+def _convolutions_forward(
+    windows: Sequence[Window], adds_images: bool, x: Array, *weights: Array
+) -> tuple[Array, Callable[..., Any]]:
     """A gradient needs the activations between the convolutions, so these are computed one by one."""
 
     def one_by_one(x: Array, *weights: Array) -> Array:
-        for window, kernel, bias in zip(windows, weights[::2], weights[1::2], strict=True):
-            x = convolution(x, kernel, bias, window)
+        addends = [*[None] * (len(windows) - 1), x if adds_images else None]
+        for window, kernel, bias, addend in zip(windows, weights[::2], weights[1::2], addends, strict=True):
+            x = convolution(x, kernel, bias, window, addend)
         return x
 
     return jax.vjp(one_by_one, x, *weights)
 
 
-_convolutions.defvjp(_convolutions_forward, lambda _, pull, gradient: pull(gradient))
+_convolutions.defvjp(_convolutions_forward, lambda _windows, _adds_images, pull, gradient: pull(gradient))
 
 
 def _max_pool(

@@ -64,8 +64,9 @@ def _by_handlers(
         results |= {f"{name}'s gradient of images": of_images, f"{name}'s gradient of the kernel": of_kernel}
     channels = depthwise, jnp.zeros_like(centre)
     results["convolutions image by image"] = operations.convolutions_image_by_image(
-        x, [channels, (kernel, bias)], [EVERY_CHANNEL, EVERY_SECOND]
+        x, [channels, (kernel, bias)], [EVERY_CHANNEL, EVERY_SECOND], adds_images=False
     )
+    results["convolution and sum"] = operations.convolution(x, depthwise, centre, EVERY_CHANNEL, x)
     results["maximum"], pull = jax.vjp(lambda x: operations.max_pool(2, x), x)
     (results["maximum's gradient"],) = pull(jnp.ones_like(results["maximum"]))
     results["average"] = operations.average_pool(x)
@@ -91,6 +92,7 @@ def _by_numpy(
     results["convolution's gradient of images"] = _scatter(shares, padded.shape, 2)[:, 1:-1, 1:-1]
 
     results["depthwise convolution"] = np.einsum("nrscuv,uvc->nrsc", windows, depthwise[:, :, 0])
+    results["convolution and sum"] = results["depthwise convolution"] + centre + x
     results["depthwise convolution's gradient of the kernel"] = np.einsum("nrscuv->uvc", windows)[:, :, None]
     shares = np.broadcast_to(depthwise[:, :, 0], (*windows.shape[:3], *depthwise[:, :, 0].shape))
     results["depthwise convolution's gradient of images"] = _scatter(shares, padded.shape, 1)[:, 1:-1, 1:-1]

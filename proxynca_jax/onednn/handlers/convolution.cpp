@@ -15,34 +15,37 @@ Sizes sizes(const Buffer& buffer) {
   return Sizes(dimensions.begin(), dimensions.end());
 }
 
-// Runs a convolution or a gradient of it. `bias` has no element if there is none.
-ffi::Error convolve(Kind kind, ffi::AnyBuffer images, ffi::AnyBuffer kernel, const ffi::AnyBuffer* bias,
+void* data(ffi::AnyBuffer buffer) { return buffer.element_count() ? buffer.untyped_data() : nullptr; }
+
+// Runs a convolution or a gradient of it. `bias` and `addend` are null if there is none.
+ffi::Error convolve(Kind kind, ffi::AnyBuffer images, ffi::AnyBuffer kernel, void* bias, void* addend,
                     ffi::AnyBuffer result, const Geometry& geometry) {
   return guarded([&] {
     if (images.element_type() != result.element_type() || images.element_type() != kernel.element_type())
       throw std::runtime_error("a convolution of arrays of different types");
-    const bool has_bias = bias && bias->element_count();
     const int type = images.element_type() == ffi::BF16 ? dnnl::BFLOAT16 : dnnl::FLOAT32;
-    const Task task{kind, type, has_bias, false, sizes(images), sizes(kernel), sizes(result), geometry};
-    run(task, images.untyped_data(), kernel.untyped_data(), has_bias ? bias->untyped_data() : nullptr,
-        result.untyped_data());
+    const Task task{kind,          type,          bias != nullptr, addend != nullptr, false,
+                    sizes(images), sizes(kernel), sizes(result),   geometry};
+    run(task, images.untyped_data(), kernel.untyped_data(), bias, addend, result.untyped_data());
   });
 }
 
-ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::AnyBuffer bias,
+// `bias` and `addend` have no element if there is none.
+ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::AnyBuffer bias, ffi::AnyBuffer addend,
                    ffi::Result<ffi::AnyBuffer> result, bool depthwise, int64_t stride, int64_t top, int64_t bottom,
                    int64_t left, int64_t right, float low, float high) {
-  return convolve(FORWARD, images, kernel, &bias, *result, {depthwise, stride, top, bottom, left, right, low, high});
+  return convolve(FORWARD, images, kernel, data(bias), data(addend), *result,
+                  {depthwise, stride, top, bottom, left, right, low, high});
 }
 
 ffi::Error of_images(ffi::AnyBuffer gradient, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> images, bool depthwise,
                      int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right) {
-  return convolve(OF_IMAGES, *images, kernel, nullptr, gradient, {depthwise, stride, top, bottom, left, right});
+  return convolve(OF_IMAGES, *images, kernel, nullptr, nullptr, gradient, {depthwise, stride, top, bottom, left, right});
 }
 
 ffi::Error of_kernel(ffi::AnyBuffer images, ffi::AnyBuffer gradient, ffi::Result<ffi::AnyBuffer> kernel, bool depthwise,
                      int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right) {
-  return convolve(OF_KERNEL, images, *kernel, nullptr, gradient, {depthwise, stride, top, bottom, left, right});
+  return convolve(OF_KERNEL, images, *kernel, nullptr, nullptr, gradient, {depthwise, stride, top, bottom, left, right});
 }
 
 auto with_geometry(auto binding) {
@@ -59,8 +62,12 @@ auto with_geometry(auto binding) {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     convolution, forward,
-    with_geometry(
-        ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>())
+    with_geometry(ffi::Ffi::Bind()
+                      .Arg<ffi::AnyBuffer>()
+                      .Arg<ffi::AnyBuffer>()
+                      .Arg<ffi::AnyBuffer>()
+                      .Arg<ffi::AnyBuffer>()
+                      .Ret<ffi::AnyBuffer>())
         .Attr<float>("low")
         .Attr<float>("high"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -41,6 +41,7 @@ int dnnl_primitive_attr_set_scratchpad_mode(dnnl_primitive_attr*, int mode);
 int dnnl_primitive_attr_set_post_ops(dnnl_primitive_attr*, const dnnl_post_ops*);
 int dnnl_post_ops_create(dnnl_post_ops**);
 int dnnl_post_ops_destroy(dnnl_post_ops*);
+int dnnl_post_ops_append_binary(dnnl_post_ops*, int algorithm, const dnnl_memory_desc* operand);
 int dnnl_post_ops_append_eltwise(dnnl_post_ops*, int algorithm, float alpha, float beta);
 int dnnl_convolution_forward_primitive_desc_create(dnnl_primitive_desc**, dnnl_engine*, int propagation, int algorithm,
                                                    const dnnl_memory_desc* source, const dnnl_memory_desc* weights,
@@ -89,7 +90,8 @@ enum Argument {
   GRADIENT_OF_SOURCE = 129,
   GRADIENT_OF_DESTINATION = 145,
   GRADIENT_OF_WEIGHTS = 161,
+  OPERAND_OF_FIRST_POST_OP = 32768 | 2,
 };
-constexpr int CPU = 1, IN_ORDER = 1, DIRECT = 1, RELU = 0x20, CLIP = 46, ANY_LAYOUT = 1, CALLER_OWNS_SCRATCHPAD = 1;
+constexpr int CPU = 1, IN_ORDER = 1, DIRECT = 1, RELU = 0x20, CLIP = 46, ADD = 0x1fff0, ANY_LAYOUT = 1, CALLER_OWNS_SCRATCHPAD = 1;
 
 }  // namespace dnnl

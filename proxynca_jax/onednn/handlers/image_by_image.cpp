@@ -35,7 +35,7 @@ int64_t windows(int64_t size, int64_t before, int64_t after, int64_t side, int64
 
 // Finds the primitives that compute one image.
 Layers prepare(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Span<const int64_t> geometry,
-               ffi::Span<const float> limits) {
+               ffi::Span<const float> limits, bool adds_images) {
   const int type = images.element_type() == ffi::BF16 ? dnnl::BFLOAT16 : dnnl::FLOAT32;
   const auto shape = images.dimensions();
   Sizes from = {1, shape[1], shape[2], shape[3]};
@@ -50,7 +50,8 @@ Layers prepare(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Span<cons
     const int64_t side = own.depthwise ? sides[0] : sides[1], outputs = own.depthwise ? sides[3] : sides[0];
     const Sizes to = {1, windows(from[1], own.top, own.bottom, side, own.stride),
                       windows(from[2], own.left, own.right, side, own.stride), outputs};
-    const Primitive& found = primitive({FORWARD, type, true, true, from, sides, to, own});
+    const bool is_last = index + 1 == limits.size() / 2;
+    const Primitive& found = primitive({FORWARD, type, true, adds_images && is_last, true, from, sides, to, own});
     layers.all.push_back({&found, reordered(found, kernel.untyped_data(), true), bias.untyped_data()});
     const size_t bytes = ffi::ByteWidth(images.element_type()) * to[1] * to[2] * to[3];
     layers.activations = std::max(layers.activations, (bytes + 63) / 64 * 64);
@@ -72,7 +73,7 @@ class Worker {
     for (size_t index = 0; index < executions_.size(); ++index) {
       const Layer& layer = layers_.all[index];
       std::byte* const to = index + 1 == executions_.size() ? result : own + index % 2 * layers_.activations;
-      executions_[index](from, layer.kernel.get(), layer.bias, to, own + 2 * layers_.activations);
+      executions_[index](from, layer.kernel.get(), layer.bias, image, to, own + 2 * layers_.activations);
       from = to;
     }
   }
@@ -83,11 +84,12 @@ class Worker {
   std::vector<Execution> executions_;
 };
 
-// `weights` are a kernel and a bias for each layer, `geometry` has `NUMBERS` for each, `limits` two.
+// `weights` are a kernel and a bias for each layer, `geometry` has `NUMBERS` for each, `limits` two. The last layer may
+// add the images to its result.
 ffi::Error convolve(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Result<ffi::AnyBuffer> results,
-                    ffi::Span<const int64_t> geometry, ffi::Span<const float> limits) {
+                    ffi::Span<const int64_t> geometry, ffi::Span<const float> limits, bool adds_images) {
   return guarded([&] {
-    const Layers layers = prepare(images, weights, geometry, limits);
+    const Layers layers = prepare(images, weights, geometry, limits, adds_images);
     std::vector<Worker> workers;
     for (int thread = 0; thread < omp_get_max_threads(); ++thread) workers.emplace_back(layers);
     const int64_t count = images.dimensions()[0];
@@ -116,4 +118,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(convolutions_image_by_image, convolve,
                                   .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<ffi::Span<const int64_t>>("geometry")
-                                  .Attr<ffi::Span<const float>>("limits"));
+                                  .Attr<ffi::Span<const float>>("limits")
+                                  .Attr<bool>("adds_images"));

@@ -111,16 +111,19 @@ Attributes attributes(const Task& task) {
   Attributes all(made, dnnl_primitive_attr_destroy);
   check(dnnl_primitive_attr_set_scratchpad_mode(made, dnnl::CALLER_OWNS_SCRATCHPAD),
         "dnnl_primitive_attr_set_scratchpad_mode");
+  dnnl_post_ops* operations = nullptr;
+  check(dnnl_post_ops_create(&operations), "dnnl_post_ops_create");
+  Owned<dnnl_post_ops> owner(operations, dnnl_post_ops_destroy);
+  if (task.has_addend)
+    check(dnnl_post_ops_append_binary(operations, dnnl::ADD, pixels(task.result, task.type).get()),
+          "dnnl_post_ops_append_binary");
   if (!std::isinf(task.geometry.low)) {
-    dnnl_post_ops* operations = nullptr;
-    check(dnnl_post_ops_create(&operations), "dnnl_post_ops_create");
-    Owned<dnnl_post_ops> owner(operations, dnnl_post_ops_destroy);
     const bool relu = task.geometry.low == 0 && std::isinf(task.geometry.high);
     check(dnnl_post_ops_append_eltwise(operations, relu ? dnnl::RELU : dnnl::CLIP, relu ? 0 : task.geometry.low,
                                        relu ? 0 : task.geometry.high),
           "dnnl_post_ops_append_eltwise");
-    check(dnnl_primitive_attr_set_post_ops(made, operations), "dnnl_primitive_attr_set_post_ops");
   }
+  check(dnnl_primitive_attr_set_post_ops(made, operations), "dnnl_primitive_attr_set_post_ops");
   return all;
 }
 
@@ -301,14 +304,17 @@ size_t scratchpad_bytes(const Primitive& found) { return found.scratchpad_bytes;
 Execution::Execution(const Primitive& found) : found_(&found) {
   for (const Layout* layout : {&found.images, &found.kernel, &found.bias, &found.result, &found.scratchpad})
     memories_.push_back(memory(*layout, nullptr));
+  if (found.task.has_addend) memories_.push_back(memory(found.result, nullptr));
 }
 
-void Execution::operator()(void* images, void* kernel, void* bias, void* result, void* scratchpad) const {
+void Execution::operator()(void* images, void* kernel, void* bias, void* addend, void* result,
+                           void* scratchpad) const {
   const Kind kind = found_->task.kind;
   const int meanings[] = {kind == OF_IMAGES ? dnnl::GRADIENT_OF_SOURCE : dnnl::SOURCE,
                           kind == OF_KERNEL ? dnnl::GRADIENT_OF_WEIGHTS : dnnl::WEIGHTS, dnnl::BIAS,
-                          kind == FORWARD ? dnnl::DESTINATION : dnnl::GRADIENT_OF_DESTINATION, dnnl::SCRATCHPAD};
-  void* const places[] = {images, kernel, bias, result, scratchpad};
+                          kind == FORWARD ? dnnl::DESTINATION : dnnl::GRADIENT_OF_DESTINATION, dnnl::SCRATCHPAD,
+                          dnnl::OPERAND_OF_FIRST_POST_OP};
+  void* const places[] = {images, kernel, bias, result, scratchpad, addend};
   std::vector<dnnl_exec_arg_t> arguments;
   for (size_t index = 0; index < memories_.size(); ++index) {
     dnnl_memory* const memory = memories_[index].get();
@@ -325,12 +331,12 @@ Bytes reordered(const Primitive& found, void* kernel, bool kept) {
   return kept ? kernels.find(found, kernel) : reordered_copy(found, kernel);
 }
 
-void run(const Task& task, void* images, void* kernel, void* bias, void* result) {
+void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result) {
   const Primitive& found = primitive(task);
   const Bytes scratchpad = allocate(found.scratchpad_bytes);
   const bool reorders_out = found.reorder && task.kind == OF_KERNEL;
   const Bytes own = reorders_out ? allocate(found.kernel_bytes) : reordered(found, kernel, task.has_bias);
-  Execution{found}(images, own.get(), bias, result, scratchpad.get());
+  Execution{found}(images, own.get(), bias, addend, result, scratchpad.get());
   if (reorders_out) reorder(found, kernel, own.get());
 }
 

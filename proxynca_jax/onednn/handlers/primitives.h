@@ -37,6 +37,7 @@ struct Task {
   Kind kind;
   int type;
   bool has_bias;
+  bool has_addend;               // an array like the result that is added to it before the clamp
   bool one_thread;               // whether the thread that executes it computes it alone
   Sizes images, kernel, result;  // NHWC; OHWI or HWIO; NHWC
   Geometry geometry;
@@ -59,7 +60,7 @@ class Execution {
   explicit Execution(const Primitive& found);
 
   // If the primitive reorders kernels, `kernel` is a reordered one.
-  void operator()(void* images, void* kernel, void* bias, void* result, void* scratchpad) const;
+  void operator()(void* images, void* kernel, void* bias, void* addend, void* result, void* scratchpad) const;
 
  private:
   const Primitive* found_;
@@ -71,6 +72,6 @@ class Execution {
 Bytes reordered(const Primitive& found, void* kernel, bool kept);
 
 // Computes a task once, with the kernel in its own layout.
-void run(const Task& task, void* images, void* kernel, void* bias, void* result);
+void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result);
 
 }  // namespace primitives
