@@ -16,8 +16,12 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled by one subprocess serve the next, and the user's cache stays as it is."""
+    """Programs compiled by one subprocess serve the next, and the user's cache stays as it is.
+
+    Compiling is quick, not good.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         yield
 

@@ -53,6 +53,14 @@ def assert_as_defined(algorithm, x, kernel, stride):
 
 @pytest.mark.parametrize("side", [1, 3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
+def test_images_of_one_pixel(side, stride):
+    """Only one place of the kernel meets a pixel, and the gradient of the others is 0."""
+    x, kernel = drawn(2, 1, 1, 3), drawn(4, side, side, 3)
+    assert_as_defined(convolve, x, kernel, stride)
+
+
+@pytest.mark.parametrize("side", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [1, 7, SMALL_MAP, SMALL_MAP + 1, LARGE_MAP + 1])
 @pytest.mark.parametrize("algorithm", [convolution_on_cpu, convolve])
 def test_cpu_computes_the_definition(algorithm, side, stride, height):

@@ -47,6 +47,7 @@ def test_all_parts_with_small_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(torch_step, "peak", lambda _: 1e12)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores, several threads would wait for each other for seconds
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is quick then
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "the user's own"))
     assert gpu.measure(TINY, tmp_path / "gpu.json"), capsys.readouterr()
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]

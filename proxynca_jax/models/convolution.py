@@ -104,6 +104,8 @@ def convolve(
         addend: added to the result before the activation; of the type of `x`.
     """
     padding = padding or centred_padding(kernel.shape[1])
+    if x.shape[1:3] == (1, 1) and all(sum(pads) + 1 == kernel.shape[1] for pads in padding):
+        kernel, padding = _middle(kernel, padding), ((0, 0), (0, 0))
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
     definition = functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding)
     on_gpu = functools.partial(convolution_of_blocks_on_gpu, **definition.keywords) if blocks else definition
@@ -119,6 +121,12 @@ def convolve(
 
     # The default is the definition, which exported ONNX graphs contain.
     return jax.lax.platform_dependent(x, kernel, bias, addend, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
+
+
+def _middle(kernel: Array, padding: Padding) -> Array:
+    """The place of the kernel that meets the only pixel of an image. All other places meet zeros."""
+    (top, _), (left, _) = padding
+    return kernel[:, top : top + 1, left : left + 1]
 
 
 def then_activate(convolution: Callable[[Array, Array], Array], activation: Activation) -> Callable[..., Array]:
