@@ -11,9 +11,10 @@ Measured with half of Cars196's images, cropped to the car: 4,052 of 98 classes 
     a random linear layer on them, 64 dimensions     26.2
     after 8 epochs, 64 dimensions                    60.3 ± 3.4 (three seeds: 60.2, 59.0, 61.7)
 
-From the command to the last score it took 6 minutes 17 seconds with seed 0, on 2 cores of an Intel Xeon (AVX-512) with the
-extra `cpu` and nothing else running; R@1 was 59.4. The scores above are from 2 cores of an AMD EPYC without the extra,
-which took 8 minutes 14 seconds. This is near the papers' protocol, and not the same: their test set is twice as large.
+From the command to the last score it took 6 minutes 17 seconds with seed 0, on 2 cores of an Intel Xeon (AVX-512) with
+the extra `cpu` and nothing else running; R@1 was 59.4. The scores above are from 2 cores of an AMD EPYC without the
+extra, which took 8 minutes 14 seconds. This is near the papers' protocol, and not the same: their test set is twice as
+large.
 
 The settings were chosen on training classes alone: networks trained on 69 of the 98 were scored on the 29 others, for
 two draws of these. Ten minutes chose the number of epochs. The test classes chose nothing: the last epoch counts.

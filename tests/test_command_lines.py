@@ -18,7 +18,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Programs compiled by one subprocess serve the next, and the user's cache stays as it is.
 
-    Compiling is quick, not good.
+    They are compiled quickly, not well.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -108,7 +108,10 @@ def test_commands_parse(page, block, monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps compiled programs from command to command, as processes of their own would. Compiling is quick, not good."""
+    """Keeps compiled programs from command to command, as processes of their own would.
+
+    They are compiled quickly, not well.
+    """
     options = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),

@@ -1,4 +1,4 @@
-"""The notebook docs/glyphs.md, from training to search, run as a reader would run it, with one epoch instead of three."""
+"""The notebook docs/glyphs.md, from training to search, run as a reader would, with one epoch instead of three."""
 
 import os
 import pathlib
