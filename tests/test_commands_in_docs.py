@@ -108,12 +108,8 @@ def test_commands_parse(page, block, monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps compiled programs from command to command, as processes of their own would.
-
-    They are compiled quickly, not well.
-    """
+    """Keeps compiled programs from command to command, as processes of their own would."""
     options = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }

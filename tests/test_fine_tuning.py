@@ -92,7 +92,8 @@ def test_a_frozen_step_computes_no_gradient_of_the_backbone():
     with without_onednn():  # XLA counts its own operations only
         lowered = train_step.lower(state, {"image": images, "label": jax.ShapeDtypeStruct((BATCH,), jnp.int32)})
     # With the gradients it would be three times the products of the forward pass.
-    assert 1 < lowered.cost_analysis()["flops"] / (BATCH * forward_flops(config, size)) < 1.5
+    # Less than 1: of images of one pixel, only one place of a kernel is computed.
+    assert 0.9 < lowered.cost_analysis()["flops"] / (BATCH * forward_flops(config, size)) < 1.5
 
 
 def test_fixed_batch_norm_trains_scale_and_bias_and_keeps_the_statistics():
