@@ -1,4 +1,4 @@
-"""The notebook docs/glyphs.md, from training to search, run as a reader would, with one epoch instead of three."""
+"""The notebook docs/glyphs.md, from training to search, run as a reader would run it."""
 
 import os
 import pathlib
@@ -19,15 +19,13 @@ def test_the_notebook_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = (REPOSITORY / "docs" / "glyphs.md").read_text()
-    assert "optim.epochs=3 " in text
-    notebook = jupytext.reads(text.replace("optim.epochs=3 ", "optim.epochs=1 "), fmt="md")
+    notebook = jupytext.read(REPOSITORY / "docs" / "glyphs.md")
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
 
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "epoch 0: R@1" in printed
+    assert "epoch 2: R@1" in printed
     assert "(20, 64)" in printed
     right = re.search(r"(\d+) of 20 queries", printed)
-    assert int(right[1]) >= 3  # chance finds one
+    assert int(right[1]) >= 10
     assert (tmp_path / "neighbours.png").is_file()
