@@ -228,7 +228,7 @@ def _sums_on_cpu(*arrays: Array) -> list[Array]:
     The barrier keeps XLA from merging them with the sums over pixels, which would then be as slow as one reduction.
     """
     of_images = _reduce_together([by_turns(values) for values in arrays], (0,))
-    return [jnp.sum(sums, (0, 1, 2)) for sums in jax.lax.optimization_barrier(of_images)]
+    return [jnp.sum(sums, (0, 1, 2, 3)) for sums in jax.lax.optimization_barrier(of_images)]
 
 
 def _sums_on_gpu(*arrays: Array) -> list[Array]:

@@ -21,7 +21,8 @@ from proxynca_jax.onednn.way import uses_onednn
 
 FEW_CHANNELS = 8  # GPU: with fewer input channels and stride 2, pixels are gathered into blocks
 SMALL_MAP = 8  # CPU, pixels: activations up to this height are convolved as one matrix product
-LARGE_MAP = 32  # CPU, pixels: above this height, a kernel's gradient is a sum of one matrix product per image
+LARGE_MAP = 32  # CPU, pixels: above this height, the images' gradient is computed image by image
+PIXELS_A_TURN = 2048  # CPU: of a kernel's gradient for stride 1. Copies of so many pixels fit the cache
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # pixels added above and below, left and right
 
@@ -276,38 +277,52 @@ def _convolve_backward(
         of_x = _image_gradients(kernel, gradient)
     else:
         (of_x,) = jax.linear_transpose(lambda x: _convolve_hwio(x, kernel, stride, padding), x)(gradient)
-    of_kernel = _kernel_gradient_by_images if large else _kernel_gradient_by_taps
-    return of_x, of_kernel(x, gradient, len(kernel), stride, padding)
+    if stride == 1:
+        return of_x, _kernel_gradient_by_shifts(x, gradient, len(kernel), padding)
+    return of_x, _kernel_gradient_by_taps(x, gradient, len(kernel), stride, padding)
 
 
 _convolve_with_products.defvjp(_convolve_forward, _convolve_backward)
 
 
+def _kernel_gradient_by_shifts(x: Array, gradient: Array, side: int, padding: Padding) -> Array:
+    """Gradient with respect to the kernel, for stride 1: shifted columns of images meet shifted rows of `gradient`.
+
+    That needs 2·side copies of a few images at a time instead of the side² of `_kernel_gradient_by_taps`.
+    """
+    (rows, columns), margin = padding, side - 1
+
+    def product(x: Array, gradient: Array) -> Array:
+        height, width = gradient.shape[1:3]
+        x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+        x = jnp.concatenate([x[:, :, i : i + width] for i in range(side)], -1)
+        gradient = jnp.pad(gradient, ((0, 0), (margin, margin), (0, 0), (0, 0)))
+        gradient = jnp.concatenate([gradient[:, margin - i :][:, : height + margin] for i in range(side)], -1)
+        return _product(x.reshape(-1, x.shape[-1]).T, gradient.reshape(-1, gradient.shape[-1]))
+
+    images = max(1, PIXELS_A_TURN // (gradient.shape[1] * gradient.shape[2]))
+    totals = _sum_of_turns(product, x, gradient, images).astype(x.dtype)
+    return totals.reshape(side, x.shape[3], side, -1).transpose(2, 0, 1, 3)
+
+
 def _kernel_gradient_by_taps(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
-    """Gradient with respect to the kernel: per place of the kernel, one product of its tap with the gradient."""
-    inputs, outputs = x.shape[3], gradient.shape[3]
-    places = gradient.reshape(-1, outputs)
-    # The barrier makes a tap dense. Without it XLA would transpose it too.
-    taps = (jax.lax.optimization_barrier(tap).reshape(-1, inputs) for tap in _taps(x, side, stride, padding))
-    products = jnp.stack([_product(tap.T, places) for tap in taps])
-    return products.astype(x.dtype).reshape(side, side, inputs, outputs)
-
-
-def _kernel_gradient_by_images(x: Array, gradient: Array, side: int, stride: int, padding: Padding) -> Array:
     """Gradient with respect to the kernel: per image, one product of its taps with the gradient of its pixels."""
 
     def product(image: Array, gradient: Array) -> Array:
-        taps = jnp.concatenate(_taps(image.transpose(2, 0, 1), side, stride, padding))
+        taps = jnp.concatenate(_taps(image[0].transpose(2, 0, 1), side, stride, padding))
         places = gradient.reshape(-1, gradient.shape[-1])
         return _product(taps.reshape(-1, len(places)), places)
 
-    def add(totals: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
-        return totals + jax.vmap(product)(*images), None
+    totals = _sum_of_turns(product, x, gradient, 1).astype(x.dtype)
+    return totals.reshape(side, side, x.shape[3], -1)
 
-    turns = by_turns(x), by_turns(gradient)
-    zeros = jnp.zeros((turns[0].shape[1], side * side * x.shape[3], gradient.shape[3]), jnp.float32)
-    totals, _ = jax.lax.scan(add, zeros, turns)
-    return jnp.sum(totals, 0).astype(x.dtype).reshape(side, side, x.shape[3], gradient.shape[3])
+
+def _sum_of_turns(product: Callable[[Array, Array], Array], x: Array, gradient: Array, images: int) -> Array:
+    """Sum of `product` over turns of at most so many images."""
+    turns = by_turns(x, images), by_turns(gradient, images)
+    totals = jnp.zeros(jax.eval_shape(jax.vmap(product), *(values[0] for values in turns)).shape, jnp.float32)
+    totals, _ = jax.lax.scan(lambda totals, turn: (totals + jax.vmap(product)(*turn), None), totals, turns)
+    return jnp.sum(totals, 0)
 
 
 def _image_gradients(kernel: Array, gradient: Array) -> Array:
@@ -321,11 +336,11 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
 
     def one(gradient: Array) -> Array:
         pad = side // 2
-        padded = jnp.pad(gradient, ((pad, pad), (pad, pad), (0, 0)))
-        products = _product(padded, matrix).reshape(*padded.shape[:2], side, side, inputs)
-        height, width, _ = gradient.shape
+        padded = jnp.pad(gradient, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        products = _product(padded, matrix).reshape(*padded.shape[:3], side, side, inputs)
+        _, height, width, _ = gradient.shape
         summands = [
-            products[i : i + height, j : j + width, side - 1 - i, side - 1 - j]
+            products[:, i : i + height, j : j + width, side - 1 - i, side - 1 - j]
             for i, j in itertools.product(range(side), range(side))
         ]
         return sum(summands[1:], summands[0]).astype(gradient.dtype)
@@ -334,14 +349,20 @@ def _image_gradients(kernel: Array, gradient: Array) -> Array:
     return turns.swapaxes(0, 1).reshape(*gradient.shape[:3], inputs)
 
 
-def by_turns(x: Array) -> Array:
-    """Splits a batch into turns, in each of which every device computes one image of its own shard.
+def by_turns(x: Array, images: int = 1) -> Array:
+    """Splits a batch into turns, in each of which every device computes a few images of its own shard.
+
+    Args:
+        x: the batch.
+        images: of one device in a turn, at most. It is lowered until it divides the shard.
 
     Returns:
-        Axis 0 is the turn, axis 1 the device.
+        Axis 0 is the turn, axis 1 the device, axis 2 the image.
     """
     devices = math.gcd(len(x), jax.device_count())
-    return x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1)
+    shard = len(x) // devices
+    images = next(count for count in range(min(images, shard), 0, -1) if shard % count == 0)
+    return x.reshape(devices, -1, images, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _product(x: Array, y: Array) -> Array:
