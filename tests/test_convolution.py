@@ -9,6 +9,7 @@ import pytest
 
 from proxynca_jax.models.convolution import (
     LARGE_MAP,
+    PIXELS_A_TURN,
     SMALL_MAP,
     centred_padding,
     convolution_of_blocks_on_gpu,
@@ -38,8 +39,8 @@ def test_definition_by_brute_force(side, stride):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def assert_as_defined(algorithm, x, kernel, stride):
-    padding = centred_padding(kernel.shape[1])
+def assert_as_defined(algorithm, x, kernel, stride, padding=None):
+    padding = padding or centred_padding(kernel.shape[1])
 
     def value_and_gradients(function):
         value, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride, padding=padding), x, kernel)
@@ -65,6 +66,15 @@ def test_images_of_one_pixel(side, stride):
 @pytest.mark.parametrize("algorithm", [convolution_on_cpu, convolve])
 def test_cpu_computes_the_definition(algorithm, side, stride, height):
     assert_as_defined(algorithm, drawn(2, height, 10, 3), drawn(4, side, side, 3), stride)
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (2, 0))])
+@pytest.mark.parametrize(("batch", "images_a_turn"), [(6, 2), (5, 2), (9, 4)])
+def test_kernel_gradients_by_turns_of_several_images(batch, images_a_turn, padding):
+    """Batches of several turns, also those that the wanted number of images does not divide."""
+    height, width = 16, PIXELS_A_TURN // images_a_turn // 16
+    x, kernel = drawn(batch, height, width, 3), drawn(4, 3, 3, 3)
+    assert_as_defined(convolution_on_cpu, x, kernel, 1, padding)
 
 
 @pytest.mark.parametrize("side", [1, 3, 7])
