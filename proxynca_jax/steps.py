@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from proxynca_jax.config import LossConfig, ModelConfig
 from proxynca_jax.losses import LOSSES
+from proxynca_jax.machine.cudnn import start_cudnn
 from proxynca_jax.models.network import Tree, Variables, init_network
 from proxynca_jax.packing import Packed, pack, unpack
 from proxynca_jax.sharding import Layout
@@ -111,7 +112,7 @@ def init_state(
 
 
 def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
-    """Returns XLA's options for a training step.
+    """Returns XLA's options for a training step. On a GPU, programs with graphs need cuDNN, so this starts it.
 
     Args:
         platform: to compile for, as `jax.default_backend` names it.
@@ -120,7 +121,10 @@ def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
     if platform != "gpu":
         return {}
     options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": ALL_REDUCE_BUCKET}
-    return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS} if graphs else options
+    if not graphs:
+        return options
+    start_cudnn()
+    return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS}
 
 
 def embedding_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:

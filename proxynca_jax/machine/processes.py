@@ -81,6 +81,13 @@ def record_of_first(record: dict[str, Any]) -> dict[str, Any]:
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))))
 
 
+def sum_of_all(parts: np.ndarray) -> np.ndarray:
+    """Adds up an array of each process. All have the same shape and dtype, and so has the sum."""
+    if jax.process_count() == 1:
+        return parts
+    return multihost_utils.process_allgather(parts).sum(0, dtype=parts.dtype)
+
+
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
     """The first process runs the block before the others do. If it fails, all fail: none waits for ever.

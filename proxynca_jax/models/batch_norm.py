@@ -34,9 +34,10 @@ class BatchNorm(nnx.Module):
         momentum: share of the old running statistics kept at each step, 0 to 1. PyTorch's is 1 minus this.
         epsilon: added to the variance.
         """
-        ones, zeros = np.ones(features, np.float32), np.zeros(features, np.float32)
-        self.scale, self.bias = nnx.Param(jnp.array(ones)), nnx.Param(jnp.array(zeros))
-        self.mean, self.var = nnx.BatchStat(jnp.array(zeros)), nnx.BatchStat(jnp.array(ones))
+        start = (np.ones(features, np.float32), np.zeros(features, np.float32))
+        (scale, bias), (var, mean) = (jax.device_put(start, may_alias=False) for _ in range(2))
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
+        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
         self.momentum, self.epsilon = momentum, epsilon
 
     def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:

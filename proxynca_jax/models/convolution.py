@@ -71,9 +71,9 @@ class Conv(nnx.Module):
         shape = (kernel, kernel, inputs, outputs)
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
-        self.kernel = nnx.Param(jnp.array(draw.transpose(3, 0, 1, 2)))
+        self.kernel = nnx.Param(jax.device_put(draw.transpose(3, 0, 1, 2), may_alias=False))
         self.bias: nnx.Param[Array] | None = nnx.data(
-            nnx.Param(jnp.array(np.zeros(outputs, np.float32))) if bias else None
+            nnx.Param(jax.device_put(np.zeros(outputs, np.float32), may_alias=False)) if bias else None
         )
         self.stride = stride
 

@@ -38,7 +38,7 @@ class DepthwiseConv(nnx.Module):
         shape = (kernel, kernel, 1, channels)
         deviation = np.float32(math.sqrt(2) / kernel)
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
-        self.kernel = nnx.Param(jnp.array(draw))
+        self.kernel = nnx.Param(jax.device_put(draw, may_alias=False))
         self.bias: nnx.Param[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride
 

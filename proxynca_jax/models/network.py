@@ -49,8 +49,8 @@ class Linear(nnx.Module):
             below, above = scipy.special.ndtr([-2.0, 2.0])
             kernel = 0.001 * scipy.special.ndtri(rng.uniform(below, above, (inputs, outputs)))
             bias = rng.uniform(-(inputs**-0.5), inputs**-0.5, outputs)
-        self.kernel = nnx.Param(jnp.array(kernel, jnp.float32))
-        self.bias = nnx.Param(jnp.array(bias, jnp.float32))
+        self.kernel = nnx.Param(jax.device_put(np.float32(kernel), may_alias=False))
+        self.bias = nnx.Param(jax.device_put(np.float32(bias), may_alias=False))
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         # Always in float32, as PyTorch multiplies matrices on GPUs too.

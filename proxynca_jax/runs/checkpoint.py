@@ -94,7 +94,7 @@ class Checkpoints:
         if manager.latest_step() == step:
             return
         # Copies, because the next training step overwrites the state's memory while this one is written.
-        items = jax.tree.map(jnp.copy, _items(state))
+        items = _copied(_items(state))
         saved: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         written = digests(items)
         saved[DIGESTS] = ocp.args.JsonSave({"arrays": written, "check": _check(written)})
@@ -300,6 +300,11 @@ def _of_another_network(place: pathlib.Path, what: str) -> UserError:
 
 def _damaged(place: pathlib.Path, what: str) -> DamagedError:
     return DamagedError(f"the state in {place} is damaged: {what}.")
+
+
+@jax.jit
+def _copied(items: dict[str, Tree]) -> dict[str, Tree]:
+    return jax.tree.map(jnp.copy, items)
 
 
 def _items(state: TrainState) -> dict[str, Tree]:

@@ -1,34 +1,40 @@
-"""Digests of arrays, computed where the arrays are. They notice damage of files; they do not keep out an attacker."""
+"""Digests of arrays. They notice damage of files; they do not keep out an attacker."""
 
 import hashlib
+import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from proxynca_jax.machine import processes
+
 SEEDS = (0x9E3779B9, 0x7F4A7C15)  # two sums of 32 bits
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes of a number
+CHUNK = 2**15  # numbers that stay in a core's cache while they are mixed
 
 
 def digests(tree: Any) -> dict[str, str]:
     """Computes the digest of each leaf.
 
     Each number's bits and its place are mixed into 32 bits, as MurmurHash3 ends, and all are added up. So one changed
-    bit always changes the digest, and devices that share an array add up their parts.
+    bit always changes the digest, and processes that share an array add up their parts. NumPy computes them: a program
+    of XLA would take seconds to compile for the shapes of a network.
 
     Args:
-        tree: of arrays of 1, 2 or 4 bytes per number, sharded in any way.
+        tree: of arrays of 1, 2 or 4 bytes per number. All processes must call this if some are sharded, by rows.
 
     Returns:
         By the leaf's path: its dtype, its shape and 64 bits in hexadecimal digits.
     """
     leaves = named_leaves(tree)
-    sums = np.asarray(_sums([leaf for _, leaf in leaves])).tolist()
+    sums = {name: _sums(leaf) for name, leaf in leaves}
+    shared = [name for name, leaf in leaves if not leaf.is_fully_replicated]
+    if shared:
+        sums |= zip(shared, processes.sum_of_all(np.stack([sums[name] for name in shared])), strict=True)
     return {
-        name: f"{leaf.dtype}{list(leaf.shape)} {high:08x}{low:08x}"
-        for (name, leaf), (high, low) in zip(leaves, sums, strict=True)
+        name: f"{leaf.dtype}{list(leaf.shape)} {''.join(f'{each:08x}' for each in sums[name].tolist())}"
+        for name, leaf in leaves
     }
 
 
@@ -48,19 +54,29 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-@jax.jit
-def _sums(leaves: list[Array]) -> UInt32[Array, "leaves 2"]:
-    return jnp.stack([jnp.stack([_sum(leaf, seed) for seed in SEEDS]) for leaf in leaves])
+def _sums(leaf: Array) -> UInt32[np.ndarray, "2"]:
+    """The sums of a whole leaf or, if it is sharded, of this process's rows."""
+    shards = leaf.addressable_shards
+    shards = shards[:1] if leaf.is_fully_replicated else [shard for shard in shards if shard.replica_id == 0]
+    sums = np.zeros(len(SEEDS), np.uint32)
+    for shard in shards:
+        first_row = shard.index[0].start or 0 if leaf.ndim else 0
+        place = first_row * math.prod(leaf.shape[1:])
+        bits = np.ascontiguousarray(shard.data).reshape(-1).view(f"uint{8 * leaf.dtype.itemsize}")
+        for start in range(0, bits.size, CHUNK):
+            sums += _mixed(bits[start : start + CHUNK].astype(np.uint32), place + start)
+    return sums
 
 
-def _sum(leaf: Array, seed: int) -> UInt32[Array, ""]:
-    if leaf.dtype == jnp.bool:
-        leaf = leaf.astype(jnp.uint8)
-    mixed = jax.lax.bitcast_convert_type(leaf, UNSIGNED[leaf.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.uint32(0)
-    for axis, length in enumerate(leaf.shape):
-        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    mixed ^= (place + 1) * jnp.uint32(seed)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed, dtype=jnp.uint32)
+def _mixed(bits: UInt32[np.ndarray, " numbers"], place: int) -> UInt32[np.ndarray, "2"]:
+    """The sums of neighbouring numbers, of which the first has this place in its array."""
+    places = np.arange(1, bits.size + 1, dtype=np.uint32) + np.uint32(place % 2**32)
+    sums = []
+    for seed in SEEDS:
+        mixed = bits ^ (places * np.uint32(seed))
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            mixed ^= mixed >> shift
+            mixed *= np.uint32(factor)
+        mixed ^= mixed >> 16
+        sums.append(mixed.sum(dtype=np.uint32))
+    return np.array(sums, np.uint32)
