@@ -123,7 +123,8 @@ def layer_by_layer(x, weights):
 
 
 def image_by_image(x, weights):
-    return operations.convolutions_image_by_image(x, weights, BLOCK, adds_images=False)
+    layers = [(kernel, bias, operations.fingerprint_of(kernel.astype(jnp.float32))) for kernel, bias in weights]
+    return operations.convolutions_image_by_image(x, layers, BLOCK, adds_images=False)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_convolutions_image_by_image_add_the_images():
     window = Window(1, centred_padding(5), IDENTITY, depthwise=True)
 
     def ours(x, *weights):
-        return operations.convolutions_image_by_image(x, [weights], [window], adds_images=True)
+        return operations.convolutions_image_by_image(x, [(*weights, None)], [window], adds_images=True)
 
     def theirs(x, kernel, bias):
         return x + then_activate(functools.partial(plain_depthwise_convolution, stride=1), IDENTITY)(x, kernel, bias)
@@ -258,19 +259,45 @@ def test_failure_in_a_handler_is_an_exception():
     with pytest.raises(
         jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward_primitive_desc_create failed with status"
     ):
-        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), jnp.zeros(0), jnp.zeros(0), **attributes))
+        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), *[jnp.zeros(0)] * 2, jnp.zeros(0, jnp.uint32), **attributes))
 
 
-def test_changed_kernel_is_used():
-    """Kernels of inference are kept in oneDNN's layout. Its content decides whether a copy is used."""
-    x, bias = drawn(1, 8, 8, 32), jnp.zeros(32)
+@pytest.mark.parametrize("fingerprint_of", [operations.fingerprint_of, lambda kernel: None])
+def test_changed_kernel_is_used(fingerprint_of):
+    x, bias, window = drawn(1, 8, 8, 32), jnp.zeros(32), Window(1, centred_padding(3), RELU)
     step = jax.jit(
-        lambda kernel: operations.convolution(x, kernel, bias, Window(1, centred_padding(3), RELU)), donate_argnums=()
+        lambda kernel: operations.convolution(x, kernel, bias, window, fingerprint=fingerprint_of(kernel)),
+        donate_argnums=(),
     )
     first, second = drawn(32, 3, 3, 32), drawn(32, 3, 3, 32, seed=1)
     for kernel in (first, second, first):
         expected = jnp.maximum(plain_convolution(x, kernel, 1), 0)
         np.testing.assert_allclose(step(kernel), expected, atol=1e-3)
+
+
+def test_a_kernel_is_known_by_its_fingerprint():
+    """Its copy in oneDNN's layout is used again, whatever the kernel is. A gradient uses the kernel."""
+    x, window = drawn(1, 8, 8, 32), Window(1, centred_padding(3), IDENTITY)
+    first, second = drawn(32, 3, 3, 32), drawn(32, 3, 3, 32, seed=1)
+
+    def ours(x, kernel):
+        return operations.convolution(x, kernel, None, window, fingerprint=operations.fingerprint_of(first))
+
+    np.testing.assert_array_equal(ours(x, first), ours(x, second))
+    assert_equal(ours, functools.partial(plain_convolution, stride=1), x, second)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 3, 1, 8), (7, 3, 3, 11)])
+def test_each_bit_changes_a_fingerprint(shape):
+    kernel = np.asarray(drawn(*shape)).ravel()
+    of = jax.jit(operations.fingerprint_of)
+    seen = {bytes(of(jnp.array(kernel)))}
+    for place in range(kernel.size):
+        bits = kernel.copy().view(np.uint32)
+        bits[place] ^= np.uint32(1 << place % 32)
+        seen.add(bytes(of(jnp.array(bits.view(np.float32)))))
+    assert len(seen) == kernel.size + 1
+    assert bytes(of(jnp.zeros(8))) != bytes(of(jnp.zeros(9)))
 
 
 def test_repeats_to_the_last_bit():

@@ -112,7 +112,9 @@ def on_several_devices() -> None:
         x = operations.convolution(x, depthwise, None, DEPTHWISE)
         fixed, centre = jax.lax.stop_gradient((x, bias))
         sums = operations.sums_of_distances(fixed, centre)
-        images = operations.convolutions_image_by_image(fixed, [(depthwise, bias)], [DEPTHWISE], adds_images=True)
+        weights = depthwise, bias, operations.fingerprint_of(depthwise)
+        images = operations.convolutions_image_by_image(fixed, [weights], [DEPTHWISE], adds_images=True)
+        images = operations.convolution(images, depthwise, None, DEPTHWISE, fingerprint=weights[-1])
         return jnp.sum(jnp.square(x)), (images, sums, operations.sums_of_gradients(fixed, fixed, *[centre] * 3, RELU))
 
     step = jax.jit(jax.value_and_grad(network, (1, 2, 3), has_aux=True))
@@ -141,8 +143,10 @@ from test_onednn import drawn, operations, centred_padding, RELU, Window
 @jax.jit
 def step(x, kernel, bias):
     window = Window(1, centred_padding(3), RELU)
-    x = operations.convolution(x, kernel, bias, window)
-    return operations.convolutions_image_by_image(x, [(kernel, bias)] * 2, [window] * 2, adds_images=True)
+    fingerprint = operations.fingerprint_of(kernel)
+    x = operations.convolution(x, kernel, bias, window, fingerprint=fingerprint)
+    weights = kernel, bias, fingerprint
+    return operations.convolutions_image_by_image(x, [weights] * 2, [window] * 2, adds_images=True)
 
 inputs = [(drawn(2, 14, 14, 32, seed=seed), drawn(32, 3, 3, 32, seed=seed), drawn(32, seed=seed)) for seed in range(8)]
 expected = [np.asarray(step(*each)) for each in inputs]

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from proxynca_jax.models.activation import RELU, Activation, clamp, passed
-from proxynca_jax.models.convolution import Conv, by_turns
+from proxynca_jax.models.convolution import Conv, by_turns, fingerprint_of
 from proxynca_jax.models.depthwise import DepthwiseConv
 from proxynca_jax.onednn import operations
 from proxynca_jax.onednn.way import uses_onednn
@@ -120,6 +120,7 @@ def fold_batch_norm(convolution: Conv | DepthwiseConv, norm: BatchNorm) -> None:
     old = 0 if convolution.bias is None else convolution.bias[...]
     convolution.bias = nnx.Param(norm.bias[...] + (old - norm.mean[...]) * factor)
     convolution.multiply_outputs(factor)
+    convolution.fingerprint = fingerprint_of(convolution.kernel[...])
 
 
 def _normalise_batch(

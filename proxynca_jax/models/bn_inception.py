@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from proxynca_jax.models.activation import IDENTITY, RELU, Activation, activate
 from proxynca_jax.models.backbone import Backbone, Preprocessing
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
-from proxynca_jax.models.convolution import Conv, activates_at_once, convolve
+from proxynca_jax.models.convolution import Conv, activates_at_once, convolve, read_fingerprint
 from proxynca_jax.models.pooling import average_pool, max_pool
 
 FEATURES = 1024
@@ -254,7 +254,9 @@ class BNInception(nnx.Module):
         """Convolutions that differ in their output channels only, as one."""
         convs = [getattr(self, name) for name in names]
         kernel = jnp.concatenate([conv.kernel[...] for conv in convs]).astype(x.dtype)
-        return convolve(x, kernel, convs[0].stride, self.precision, bias=bias, activation=activation)
+        fingerprint = read_fingerprint(convs[0]) if len(convs) == 1 else None
+        options = {"bias": bias, "activation": activation, "fingerprint": fingerprint}
+        return convolve(x, kernel, convs[0].stride, self.precision, **options)
 
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
         """Bias, BatchNorm and ReLU of the concatenated channels that `_convolve` returned for `names`."""

@@ -8,12 +8,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from proxynca_jax.models.activation import IDENTITY, Activation, activate
 from proxynca_jax.onednn import operations
@@ -75,6 +76,7 @@ class Conv(nnx.Module):
         self.bias: nnx.Param[Array] | None = nnx.data(
             nnx.Param(jax.device_put(np.zeros(outputs, np.float32), may_alias=False)) if bias else None
         )
+        self.fingerprint: nnx.Variable[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride
 
     def multiply_outputs(self, factor: Float[Array, " outputs"]) -> None:
@@ -91,6 +93,7 @@ def convolve(
     bias: Float[Array, " outputs"] | None = None,
     activation: Activation = IDENTITY,
     addend: Float[Array, "batch rows columns outputs"] | None = None,
+    fingerprint: UInt32[Array, "4"] | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
     """Convolution with an odd, square kernel, and what a folded network does after it. Stride 1 keeps the size.
 
@@ -103,10 +106,11 @@ def convolve(
         bias: added to the result, float32.
         activation: applied last.
         addend: added to the result before the activation; of the type of `x`.
+        fingerprint: of the folded kernel, by which oneDNN keeps a copy of it.
     """
     padding = padding or centred_padding(kernel.shape[1])
     if x.shape[1:3] == (1, 1) and all(sum(pads) + 1 == kernel.shape[1] for pads in padding):
-        kernel, padding = _middle(kernel, padding), ((0, 0), (0, 0))
+        kernel, padding, fingerprint = _middle(kernel, padding), ((0, 0), (0, 0)), None
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
     definition = functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding)
     on_gpu = functools.partial(convolution_of_blocks_on_gpu, **definition.keywords) if blocks else definition
@@ -118,10 +122,25 @@ def convolve(
         window = operations.Window(stride, padding, activation)
 
         def on_cpu(x: Array, kernel: Array, bias: Array | None, addend: Array | None) -> Array:
-            return operations.convolution(x, kernel, bias, window, addend)
+            return operations.convolution(x, kernel, bias, window, addend, fingerprint)
 
     # The default is the definition, which exported ONNX graphs contain.
     return jax.lax.platform_dependent(x, kernel, bias, addend, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
+
+
+def fingerprint_of(kernel: Float[Array, "..."]) -> nnx.Variable[Array] | None:
+    """Returns a digest of a kernel's content if oneDNN computes the convolution: it keeps a copy of the kernel."""
+    if not uses_onednn():
+        return None
+    no_digest = jnp.zeros(4, jnp.uint32)
+    return nnx.Variable(
+        jax.lax.platform_dependent(kernel, cpu=operations.fingerprint_of, default=lambda kernel: no_digest)
+    )
+
+
+def read_fingerprint(layer: Any) -> UInt32[Array, "4"] | None:
+    """Returns the fingerprint that a fold gave to a layer, a `Conv` or a `DepthwiseConv`."""
+    return None if layer.fingerprint is None else layer.fingerprint[...]
 
 
 def _middle(kernel: Array, padding: Padding) -> Array:

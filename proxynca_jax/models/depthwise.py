@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from proxynca_jax.models.activation import IDENTITY, Activation
 from proxynca_jax.models.convolution import same_padding, then_activate
@@ -40,6 +40,7 @@ class DepthwiseConv(nnx.Module):
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
         self.kernel = nnx.Param(jax.device_put(draw, may_alias=False))
         self.bias: nnx.Param[Array] | None = nnx.data(None)  # until BatchNorm is folded
+        self.fingerprint: nnx.Variable[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride
 
     def multiply_outputs(self, factor: Float[Array, " channels"]) -> None:
@@ -54,6 +55,7 @@ def depthwise_convolve(
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
     bias: Float[Array, " channels"] | None = None,
     activation: Activation = IDENTITY,
+    fingerprint: UInt32[Array, "4"] | None = None,
 ) -> Float[Array, "batch rows columns channels"]:
     """Depthwise convolution with `same_padding` and an odd, square kernel, and what a folded network does after it.
 
@@ -64,18 +66,19 @@ def depthwise_convolve(
         precision: of the products, in the gradients too. CPUs compute float32 in float32 whatever it is.
         bias: added to the result, float32.
         activation: applied last.
+        fingerprint: as for `convolve`.
     """
     definition = functools.partial(plain_depthwise_convolution, stride=stride, precision=precision)
     if uses_onednn():
-        on_cpu = functools.partial(_depthwise_by_onednn, stride=stride, activation=activation)
+        padding = same_padding(x.shape[1:3], len(kernel), stride)
+        window = operations.Window(stride, padding, activation, depthwise=True)
+
+        def on_cpu(x: Array, kernel: Array, bias: Array | None) -> Array:
+            return operations.convolution(x, kernel, bias, window, fingerprint=fingerprint)
+
     else:
         on_cpu = then_activate(lambda x, kernel: depthwise_on_cpu(x, kernel, stride), activation)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, default=then_activate(definition, activation))
-
-
-def _depthwise_by_onednn(x: Array, kernel: Array, bias: Array | None, stride: int, activation: Activation) -> Array:
-    padding = same_padding(x.shape[1:3], len(kernel), stride)
-    return operations.convolution(x, kernel, bias, operations.Window(stride, padding, activation, depthwise=True))
 
 
 def plain_depthwise_convolution(

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from proxynca_jax.models.activation import IDENTITY, RELU6, Activation
 from proxynca_jax.models.backbone import Backbone, Preprocessing
 from proxynca_jax.models.batch_norm import BatchNorm, batch_norm_act, fold_batch_norms
-from proxynca_jax.models.convolution import Conv, activates_at_once, convolve, same_padding
+from proxynca_jax.models.convolution import Conv, activates_at_once, convolve, read_fingerprint, same_padding
 from proxynca_jax.models.depthwise import DepthwiseConv, depthwise_convolve
 from proxynca_jax.onednn import operations
 
@@ -178,7 +178,7 @@ class EfficientNetLite(nnx.Module):
             depthwise = isinstance(layer, DepthwiseConv)
             kernel = layer.kernel[...].astype(x.dtype)
             padding = same_padding(size, kernel.shape[0 if depthwise else 1], layer.stride)
-            weights.append((kernel, layer.bias[...]))
+            weights.append((kernel, layer.bias[...], read_fingerprint(layer)))
             windows.append(operations.Window(layer.stride, padding, _activation(name), depthwise))
             size = [-(-pixels // layer.stride) for pixels in size]
         return operations.convolutions_image_by_image(x, weights, windows, adds_images)
@@ -188,7 +188,13 @@ class EfficientNetLite(nnx.Module):
         convolution, activation = getattr(self, name), _activation(name)
         kernel, stride = convolution.kernel[...].astype(x.dtype), convolution.stride
         folded = self._is_folded(name)
-        after: dict[str, Any] = {"bias": convolution.bias[...], "activation": activation} if folded else {}
+        after: dict[str, Any] = {}
+        if folded:
+            after = {
+                "bias": convolution.bias[...],
+                "activation": activation,
+                "fingerprint": read_fingerprint(convolution),
+            }
         if isinstance(convolution, DepthwiseConv):
             y = depthwise_convolve(x, kernel, stride, self.precision, **after)
         else:

@@ -31,6 +31,7 @@ TEST_SECONDS = 120
 HANDLERS = (
     "convolution",
     "convolutions_image_by_image",
+    "fingerprint",
     "gradient_of_images",
     "gradient_of_kernel",
     "gradient_of_depthwise_kernel",

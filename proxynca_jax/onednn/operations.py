@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from proxynca_jax.onednn.library import target
 
@@ -37,6 +37,7 @@ def convolution(
     bias: Float[Array, " outputs"] | None,
     window: Window,
     addend: Float[Array, "batch rows columns outputs"] | None = None,
+    fingerprint: UInt32[Array, "4"] | None = None,
 ) -> Float[Array, "batch rows columns outputs"]:
     """min(max(x ∗ kernel + bias + addend, low), high).
 
@@ -46,12 +47,28 @@ def convolution(
         bias: float32.
         window: how it moves over `x`.
         addend: of the type of `x`.
+        fingerprint: `fingerprint_of` the kernel in float32, for inference. A copy of the kernel in oneDNN's layout is
+            then kept and used again.
     """
     bias, addend = (jnp.zeros((0,), jnp.float32) if each is None else each for each in (bias, addend))
-    return _convolution(window, x, kernel, bias, addend)
+    return _convolution(window, x, kernel, bias, addend, _or_none(fingerprint))
 
 
-def _convolve(window: Window, x: Array, kernel: Array, bias: Array, addend: Array) -> Array:
+def fingerprint_of(kernel: Float[Array, "..."]) -> UInt32[Array, "4"]:
+    """A digest of the content of a kernel, float32. It has no gradient."""
+
+    def local(kernel: Array) -> Array:
+        return _call("fingerprint", jax.ShapeDtypeStruct((4,), jnp.uint32), kernel)
+
+    axes = " ".join(f"k{axis}" for axis in range(kernel.ndim))
+    return _over_devices(local, f"{axes} -> f")(jax.lax.stop_gradient(kernel))
+
+
+def _or_none(fingerprint: Array | None) -> Array:
+    return jnp.zeros((0,), jnp.uint32) if fingerprint is None else fingerprint
+
+
+def _convolve(window: Window, x: Array, kernel: Array, bias: Array, addend: Array, fingerprint: Array) -> Array:
     low, high = map(np.float32, window.limits)
     attributes = _geometry(window) | {"low": low, "high": high}
 
@@ -59,18 +76,21 @@ def _convolve(window: Window, x: Array, kernel: Array, bias: Array, addend: Arra
         return _call("convolution", _convolved(x, kernel, window), x, kernel, *summands, **attributes)
 
     of_addend = "n r s q" if addend.size else "none"
-    return _over_devices(local, f"n h w c, o u v i, k, {of_addend} -> n r s q")(x, kernel, bias, addend)
+    rule = f"n h w c, o u v i, k, {of_addend}, f -> n r s q"
+    return _over_devices(local, rule)(x, kernel, bias, addend, fingerprint)
 
 
 _convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0,))
 
 
 def _convolution_forward(window: Window, *arrays: Array) -> tuple[Array, tuple[Any, ...]]:
-    y = _convolve(window, *arrays)
-    return y, (*arrays, None if np.isinf(window.limits).all() else y)
+    """Without the fingerprint: a kernel that is trained changes, so a copy would never be used again."""
+    x, kernel, bias, addend, _ = arrays
+    y = _convolve(window, x, kernel, bias, addend, _or_none(None))
+    return y, (x, kernel, bias, addend, None if np.isinf(window.limits).all() else y)
 
 
-def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: Array) -> tuple[Array, ...]:
+def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: Array) -> tuple[Array | None, ...]:
     x, kernel, bias, addend, y = residuals
     if y is not None:
         low, high = window.limits
@@ -81,6 +101,7 @@ def _convolution_backward(window: Window, residuals: tuple[Any, ...], gradient: 
         of_kernel(x, kernel, gradient, window),
         jnp.sum(gradient, (0, 1, 2), jnp.float32) if bias.size else bias,
         gradient if addend.size else addend,
+        None,  # of the fingerprint
     )
 
 
@@ -120,7 +141,7 @@ def _gradient_of_depthwise_kernel(x: Array, kernel: Array, gradient: Array, wind
 
 def convolutions_image_by_image(
     x: Float[Array, "batch height width inputs"],
-    weights: Sequence[tuple[Float[Array, "..."], Float[Array, " _"]]],
+    weights: Sequence[tuple[Float[Array, "..."], Float[Array, " _"], UInt32[Array, "4"] | None]],
     windows: Sequence[Window],
     adds_images: bool,
 ) -> Float[Array, "batch rows columns outputs"]:
@@ -128,11 +149,12 @@ def convolutions_image_by_image(
 
     Args:
         x: as for `convolution`.
-        weights: the kernel and the bias of each convolution.
+        weights: the kernel, the bias and the fingerprint of each convolution.
         windows: of each convolution.
         adds_images: whether `x` is the addend of the last convolution.
     """
-    return _convolutions(tuple(windows), adds_images, x, *(array for pair in weights for array in pair))
+    arrays = (array for kernel, bias, fingerprint in weights for array in (kernel, bias, _or_none(fingerprint)))
+    return _convolutions(tuple(windows), adds_images, x, *arrays)
 
 
 def _convolve_images(windows: Sequence[Window], adds_images: bool, x: Array, *weights: Array) -> Array:
@@ -144,12 +166,12 @@ def _convolve_images(windows: Sequence[Window], adds_images: bool, x: Array, *we
 
     def local(x: Array, *weights: Array) -> Array:
         result: Any = x
-        for window, kernel in zip(windows, weights[::2], strict=True):
+        for window, kernel in zip(windows, weights[::3], strict=True):
             result = _convolved(result, kernel, window)
         return _call("convolutions_image_by_image", result, x, *weights, **attributes)
 
-    kernels_and_biases = ", ".join(f"o{i} u{i} v{i} i{i}, k{i}" for i in range(len(windows)))
-    return _over_devices(local, f"n h w c, {kernels_and_biases} -> n r s q")(x, *weights)
+    of_weights = ", ".join(f"o{i} u{i} v{i} i{i}, k{i}, f{i}" for i in range(len(windows)))
+    return _over_devices(local, f"n h w c, {of_weights} -> n r s q")(x, *weights)
 
 
 _convolutions = jax.custom_vjp(_convolve_images, nondiff_argnums=(0, 1))
@@ -162,7 +184,7 @@ def _convolutions_forward(
 
     def one_by_one(x: Array, *weights: Array) -> Array:
         addends = [*[None] * (len(windows) - 1), x if adds_images else None]
-        for window, kernel, bias, addend in zip(windows, weights[::2], weights[1::2], addends, strict=True):
+        for window, kernel, bias, addend in zip(windows, weights[::3], weights[1::3], addends, strict=True):
             x = convolution(x, kernel, bias, window, addend)
         return x
 
@@ -286,13 +308,14 @@ def _over_devices(local: Callable[..., Any], rule: str) -> Callable[..., Any]:
 
     Args:
         local: the operation on one device.
-        rule: a sharding rule in which only `BATCH` may be sharded. A result without it is summed over the devices.
+        rule: a sharding rule in which only `BATCH` may be sharded. A result without it is summed over the devices if the
+            first operand has it.
     """
     if jax.device_count() == 1:
         return local
     operands, results = ([axes.split() for axes in side.split(",")] for side in rule.split("->", 1))
     factors = dict.fromkeys(axis for axes in operands + results for axis in axes if axis != BATCH)  # in their order
-    is_sum = all(BATCH not in axes for axes in results)
+    is_sum = BATCH in operands[0] and all(BATCH not in axes for axes in results)
 
     def shardings(mesh: Any, batch: Any) -> tuple[tuple[NamedSharding, ...], Any]:
         of_operands, of_results = (

@@ -62,9 +62,12 @@ def _by_handlers(
         results[name], pull = jax.vjp(function, x, weights)
         of_images, of_kernel = pull(jnp.ones_like(results[name]))
         results |= {f"{name}'s gradient of images": of_images, f"{name}'s gradient of the kernel": of_kernel}
-    channels = depthwise, jnp.zeros_like(centre)
+    channels = depthwise, jnp.zeros_like(centre), operations.fingerprint_of(depthwise)
     results["convolutions image by image"] = operations.convolutions_image_by_image(
-        x, [channels, (kernel, bias)], [EVERY_CHANNEL, EVERY_SECOND], adds_images=False
+        x,
+        [channels, (kernel, bias, operations.fingerprint_of(kernel))],
+        [EVERY_CHANNEL, EVERY_SECOND],
+        adds_images=False,
     )
     results["convolution and sum"] = operations.convolution(x, depthwise, centre, EVERY_CHANNEL, x)
     results["maximum"], pull = jax.vjp(lambda x: operations.max_pool(2, x), x)

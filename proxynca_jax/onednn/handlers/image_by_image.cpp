@@ -9,6 +9,7 @@
 #include <exception>
 #include <vector>
 
+#include "fingerprint.h"
 #include "guarded.h"
 #include "primitives.h"
 
@@ -44,15 +45,16 @@ Layers prepare(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Span<cons
     const int64_t* const numbers = geometry.begin() + NUMBERS * index;
     const Geometry own{numbers[0] != 0, numbers[1], numbers[2],        numbers[3],
                        numbers[4],      numbers[5], limits[2 * index], limits[2 * index + 1]};
-    const auto kernel = weights.get<ffi::AnyBuffer>(2 * index).value();
-    const auto bias = weights.get<ffi::AnyBuffer>(2 * index + 1).value();
+    const auto kernel = weights.get<ffi::AnyBuffer>(3 * index).value();
+    const auto bias = weights.get<ffi::AnyBuffer>(3 * index + 1).value();
+    const auto fingerprint = weights.get<ffi::Buffer<ffi::U32>>(3 * index + 2).value();
     const Sizes sides(kernel.dimensions().begin(), kernel.dimensions().end());
     const int64_t side = own.depthwise ? sides[0] : sides[1], outputs = own.depthwise ? sides[3] : sides[0];
     const Sizes to = {1, windows(from[1], own.top, own.bottom, side, own.stride),
                       windows(from[2], own.left, own.right, side, own.stride), outputs};
     const bool is_last = index + 1 == limits.size() / 2;
     const Primitive& found = primitive({FORWARD, type, true, adds_images && is_last, true, from, sides, to, own});
-    layers.all.push_back({&found, reordered(found, kernel.untyped_data(), true), bias.untyped_data()});
+    layers.all.push_back({&found, reordered(found, kernel.untyped_data(), read_fingerprint(fingerprint)), bias.untyped_data()});
     const size_t bytes = ffi::ByteWidth(images.element_type()) * to[1] * to[2] * to[3];
     layers.activations = std::max(layers.activations, (bytes + 63) / 64 * 64);
     layers.scratchpad = std::max(layers.scratchpad, scratchpad_bytes(found));
@@ -84,7 +86,7 @@ class Worker {
   std::vector<Execution> executions_;
 };
 
-// `weights` are a kernel and a bias for each layer, `geometry` has `NUMBERS` for each, `limits` two. The last layer may
+// `weights` are a kernel, a bias and a fingerprint for each layer, `geometry` has `NUMBERS` for each, `limits` two. The last layer may
 // add the images to its result.
 ffi::Error convolve(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Result<ffi::AnyBuffer> results,
                     ffi::Span<const int64_t> geometry, ffi::Span<const float> limits, bool adds_images) {

@@ -222,30 +222,21 @@ Bytes reordered_copy(const Primitive& found, void* kernel) {
   return copy;
 }
 
-// All kernels of a network are compared for each batch. Memory is slow to read, and each core reads for itself.
-bool equal(const void* one, const void* other, size_t bytes) {
-  constexpr size_t PART = 1 << 18;
-  const auto *first = static_cast<const char*>(one), *second = static_cast<const char*>(other);
-  const int64_t parts = (bytes + PART - 1) / PART;
-  bool all = true;
-#pragma omp parallel for reduction(&& : all) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    const size_t start = part * PART;
-    all = all && !std::memcmp(first + start, second + start, std::min(PART, bytes - start));
-  }
-  return all;
-}
-
-// Kernels of inference, which stay the same from batch to batch. So each is reordered once. Its address may be reused, so
-// its content is compared with a copy.
+// Kernels of inference, so that each is reordered once.
 class ReorderedKernels {
  public:
-  Bytes find(const Primitive& found, void* kernel) {
-    if (const Bytes known = look_up(found, kernel)) return known;
-    const Bytes copy = allocate(found.given_bytes), reordered = reordered_copy(found, kernel);
-    std::memcpy(copy.get(), kernel, found.given_bytes);
+  Bytes find(const Primitive& found, void* kernel, const Fingerprint& fingerprint) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto place = entries_.find({&found, fingerprint});
+      if (place != entries_.end()) {
+        place->second.used = ++uses_;
+        return place->second.reordered;
+      }
+    }
+    const Bytes reordered = reordered_copy(found, kernel);
     const std::lock_guard<std::mutex> lock(mutex_);
-    entries_[{&found, kernel}] = {copy, reordered, ++uses_};
+    entries_[{&found, fingerprint}] = {reordered, ++uses_};
     if (entries_.size() > MOST) drop_oldest();
     return reordered;
   }
@@ -254,21 +245,9 @@ class ReorderedKernels {
   static constexpr size_t MOST = 200;  // more than the convolutions of a network
 
   struct Entry {
-    Bytes given, reordered;
+    Bytes reordered;
     int64_t used;
   };
-
-  Bytes look_up(const Primitive& found, const void* kernel) {
-    Entry entry;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      const auto place = entries_.find({&found, kernel});
-      if (place == entries_.end()) return nullptr;
-      place->second.used = ++uses_;
-      entry = place->second;
-    }
-    return equal(entry.given.get(), kernel, found.given_bytes) ? entry.reordered : nullptr;
-  }
 
   void drop_oldest() {
     entries_.erase(std::min_element(entries_.begin(), entries_.end(), [](const auto& one, const auto& other) {
@@ -277,7 +256,7 @@ class ReorderedKernels {
   }
 
   std::mutex mutex_;
-  std::map<std::pair<const Primitive*, const void*>, Entry> entries_;
+  std::map<std::pair<const Primitive*, Fingerprint>, Entry> entries_;
   int64_t uses_ = 0;
 };
 
@@ -325,17 +304,18 @@ void Execution::operator()(void* images, void* kernel, void* bias, void* addend,
   execute(found_->primitive.get(), arguments);
 }
 
-Bytes reordered(const Primitive& found, void* kernel, bool kept) {
+Bytes reordered(const Primitive& found, void* kernel, const std::optional<Fingerprint>& fingerprint) {
   static auto& kernels = *new ReorderedKernels;  // never destroyed, as primitives
   if (!found.reorder) return Bytes(kernel, nothing<void>);
-  return kept ? kernels.find(found, kernel) : reordered_copy(found, kernel);
+  return fingerprint ? kernels.find(found, kernel, *fingerprint) : reordered_copy(found, kernel);
 }
 
-void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result) {
+void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result,
+         const std::optional<Fingerprint>& fingerprint) {
   const Primitive& found = primitive(task);
   const Bytes scratchpad = allocate(found.scratchpad_bytes);
   const bool reorders_out = found.reorder && task.kind == OF_KERNEL;
-  const Bytes own = reorders_out ? allocate(found.kernel_bytes) : reordered(found, kernel, task.has_bias);
+  const Bytes own = reorders_out ? allocate(found.kernel_bytes) : reordered(found, kernel, fingerprint);
   Execution{found}(images, own.get(), bias, addend, result, scratchpad.get());
   if (reorders_out) reorder(found, kernel, own.get());
 }

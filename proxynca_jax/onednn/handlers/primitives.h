@@ -5,10 +5,12 @@
 
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <compare>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "dnnl.h"
@@ -17,6 +19,7 @@ namespace primitives {
 
 using Sizes = std::vector<int64_t>;
 using Bytes = std::shared_ptr<void>;
+using Fingerprint = std::array<uint32_t, 4>;  // a digest of a kernel's content
 
 template <typename T>
 using Owned = std::unique_ptr<T, int (*)(T*)>;
@@ -67,11 +70,12 @@ class Execution {
   std::vector<Owned<dnnl_memory>> memories_;  // null where the primitive needs none
 };
 
-// The kernel in the primitive's layout. Kept is a copy that is used again while the kernel stays the same, as it does in
-// inference from batch to batch.
-Bytes reordered(const Primitive& found, void* kernel, bool kept);
+// The kernel in the primitive's layout. With a fingerprint, the copy is kept: in inference, kernels stay the same from
+// batch to batch.
+Bytes reordered(const Primitive& found, void* kernel, const std::optional<Fingerprint>& fingerprint);
 
 // Computes a task once, with the kernel in its own layout.
-void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result);
+void run(const Task& task, void* images, void* kernel, void* bias, void* addend, void* result,
+         const std::optional<Fingerprint>& fingerprint = {});
 
 }  // namespace primitives
