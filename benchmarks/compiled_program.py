@@ -65,6 +65,11 @@ def operation_names(text: str) -> dict[str, str]:
     return dict(re.findall(r'^ *(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', text, re.MULTILINE))
 
 
+def custom_calls(text: str) -> dict[str, str]:
+    """Maps each custom call of a program to the name of the function that it calls."""
+    return dict(re.findall(r'%([\w.-]+) = .*? custom-call\(.*?custom_call_target="([^"]+)"', text))
+
+
 def fused_products(text: str) -> dict[str, str]:
     """Maps each fusion that contains a convolution or a matrix product to `convolution` or `dot`."""
     bodies = dict(re.findall(r"^%([\w.-]+) \(.*?\{$(.*?)^\}", text, re.MULTILINE | re.DOTALL))

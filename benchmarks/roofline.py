@@ -3,7 +3,8 @@
     python -m benchmarks.roofline [--steps train embed] [--batch_size 32] [--repeats 5]
 
 The first line of a step says what share of the machine's peak it uses today: the model's FLOP/s divided by the FLOP/s
-of a product of two float32 matrices of 2048 × 2048, the fastest of five, measured in the same run.
+of XLA's product of two float32 matrices of 2048 × 2048, the fastest of five, measured in the same run. oneDNN's
+convolutions can exceed it.
 
 There are two bounds:
 
@@ -32,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
-from benchmarks.compiled_program import fused_products, operation_names
+from benchmarks.compiled_program import custom_calls, fused_products, operation_names
 from benchmarks.torch_step import CLASSES, make_batch
 from proxynca_jax import steps
 from proxynca_jax.config import COUNT, PAIR, DataConfig, ModelConfig, TrainConfig
@@ -40,6 +41,7 @@ from proxynca_jax.machine.arguments import integer
 from proxynca_jax.machine.host_memory import keep_freed_memory
 from proxynca_jax.machine.peak_flops import measured_matmul
 from proxynca_jax.models.network import TRAINING_PASSES, forward_flops
+from proxynca_jax.onednn import library
 from proxynca_jax.optim import make_optimizer
 from proxynca_jax.report.speed_table import STEPS
 
@@ -47,6 +49,11 @@ COPY_BYTES = 1 << 30  # larger than the caches
 REST = "BatchNorm, ReLU, loss, Adam"
 MOVING = "moving data"
 PRODUCTS = {"convolution": "convolutions", "dot": "matrix products"}  # by XLA opcode
+HANDLERS = {  # of oneDNN's; the others are BatchNorm's
+    **dict.fromkeys(("convolution", "convolutions_image_by_image"), "convolutions"),
+    **dict.fromkeys(("gradient_of_images", "gradient_of_kernel", "gradient_of_depthwise_kernel"), "convolutions"),
+    **dict.fromkeys(("max_pool", "gradient_of_max_pool", "average_pool"), "pools"),
+}
 PARTS = ("forward", "backward", "update", "compiler")  # "compiler": operations that the compiler adds or does not name
 KINDS = {  # by the name of the JAX operation; a fusion has the name of its last operation
     "conv_general_dilated": "convolutions",
@@ -99,7 +106,8 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
     """Profiles a step. Returns seconds by kind of operation and part of the step."""
     text = program.as_text()
     names = operation_names(text)
-    products = {fusion: PRODUCTS[product] for fusion, product in fused_products(text).items()}
+    known = {fusion: PRODUCTS[product] for fusion, product in fused_products(text).items()}
+    known |= {call: kind for call, called in custom_calls(text).items() if (kind := handled_kind(called))}
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -107,9 +115,15 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
         spent = collections.defaultdict(float)
         for operation, nanoseconds in operations(ProfileData.from_file(str(path))):
             name = names.get(operation, "")
-            kind = products.get(operation) or (KINDS.get(name.rpartition("/")[2], REST) if name else MOVING)
+            kind = known.get(operation) or (KINDS.get(name.rpartition("/")[2], REST) if name else MOVING)
             spent[kind, part_of(name)] += nanoseconds / 1e9
     return dict(spent)
+
+
+def handled_kind(called: str) -> str | None:
+    """Returns the kind of operation that a custom call computes, if the function is one of `library.HANDLERS`."""
+    handler = next((handler for handler in library.HANDLERS if called == library.target(handler)), None)
+    return HANDLERS.get(handler, REST) if handler else None
 
 
 def part_of(name: str) -> str:

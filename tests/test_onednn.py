@@ -259,7 +259,9 @@ def test_failure_in_a_handler_is_an_exception():
     with pytest.raises(
         jax.errors.JaxRuntimeError, match="oneDNN: dnnl_convolution_forward_primitive_desc_create failed with status"
     ):
-        jax.block_until_ready(call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), *[jnp.zeros(0)] * 2, jnp.zeros(0, jnp.uint32), **attributes))
+        jax.block_until_ready(
+            call(drawn(1, 4, 4, 3), drawn(5, 3, 3, 4), *[jnp.zeros(0)] * 2, jnp.zeros(0, jnp.uint32), **attributes)
+        )
 
 
 @pytest.mark.parametrize("fingerprint_of", [operations.fingerprint_of, lambda kernel: None])

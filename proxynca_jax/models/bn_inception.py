@@ -255,8 +255,7 @@ class BNInception(nnx.Module):
         convs = [getattr(self, name) for name in names]
         kernel = jnp.concatenate([conv.kernel[...] for conv in convs]).astype(x.dtype)
         fingerprint = read_fingerprint(convs[0]) if len(convs) == 1 else None
-        options = {"bias": bias, "activation": activation, "fingerprint": fingerprint}
-        return convolve(x, kernel, convs[0].stride, self.precision, **options)
+        return convolve(x, kernel, convs[0].stride, self.precision, None, bias, activation, fingerprint=fingerprint)
 
     def _normalise(self, names: Sequence[str], x: Array, *, train: bool) -> Array:
         """Bias, BatchNorm and ReLU of the concatenated channels that `_convolve` returned for `names`."""

@@ -51,7 +51,7 @@ def convolution(
             then kept and used again.
     """
     bias, addend = (jnp.zeros((0,), jnp.float32) if each is None else each for each in (bias, addend))
-    return _convolution(window, x, kernel, bias, addend, _or_none(fingerprint))
+    return _convolution(window, x, kernel, bias, addend, _or_empty(fingerprint))
 
 
 def fingerprint_of(kernel: Float[Array, "..."]) -> UInt32[Array, "4"]:
@@ -64,7 +64,7 @@ def fingerprint_of(kernel: Float[Array, "..."]) -> UInt32[Array, "4"]:
     return _over_devices(local, f"{axes} -> f")(jax.lax.stop_gradient(kernel))
 
 
-def _or_none(fingerprint: Array | None) -> Array:
+def _or_empty(fingerprint: Array | None) -> Array:
     return jnp.zeros((0,), jnp.uint32) if fingerprint is None else fingerprint
 
 
@@ -86,7 +86,7 @@ _convolution = jax.custom_vjp(_convolve, nondiff_argnums=(0,))
 def _convolution_forward(window: Window, *arrays: Array) -> tuple[Array, tuple[Any, ...]]:
     """Without the fingerprint: a kernel that is trained changes, so a copy would never be used again."""
     x, kernel, bias, addend, _ = arrays
-    y = _convolve(window, x, kernel, bias, addend, _or_none(None))
+    y = _convolve(window, x, kernel, bias, addend, _or_empty(None))
     return y, (x, kernel, bias, addend, None if np.isinf(window.limits).all() else y)
 
 
@@ -153,7 +153,7 @@ def convolutions_image_by_image(
         windows: of each convolution.
         adds_images: whether `x` is the addend of the last convolution.
     """
-    arrays = (array for kernel, bias, fingerprint in weights for array in (kernel, bias, _or_none(fingerprint)))
+    arrays = (array for kernel, bias, fingerprint in weights for array in (kernel, bias, _or_empty(fingerprint)))
     return _convolutions(tuple(windows), adds_images, x, *arrays)
 
 
@@ -308,8 +308,8 @@ def _over_devices(local: Callable[..., Any], rule: str) -> Callable[..., Any]:
 
     Args:
         local: the operation on one device.
-        rule: a sharding rule in which only `BATCH` may be sharded. A result without it is summed over the devices if the
-            first operand has it.
+        rule: a sharding rule in which only `BATCH` may be sharded. If the first operand has it, a result without it is
+            summed over the devices.
     """
     if jax.device_count() == 1:
         return local
