@@ -7,7 +7,7 @@ files. On one H200 with 16 cores it took nine minutes: parity 100 s, steps 297 s
 this order:
 
     versions    the card, its driver, and the versions of the libraries
-    parity      distances from the reference's numbers in each precision (python -m pytest -m gpu)
+    parity      distances from the reference's numbers in each precision (tests/test_golden.py)
     steps       speed of training and embedding steps compared with PyTorch's, in the table of `benchmarks.torch_step`
     epoch       a training run on as many synthetic JPEGs as CUB has: time to the first images, and time per epoch
     repeat      the same run again: start-up with the compilation cache, and whether scores and weights are equal

@@ -49,7 +49,7 @@ COPY_BYTES = 1 << 30  # larger than the caches
 REST = "BatchNorm, ReLU, loss, Adam"
 MOVING = "moving data"
 PRODUCTS = {"convolution": "convolutions", "dot": "matrix products"}  # by XLA opcode
-HANDLERS = {  # of oneDNN's; the others are BatchNorm's
+HANDLERS = {  # of `library`; the others are sums of BatchNorm
     **dict.fromkeys(("convolution", "convolutions_image_by_image"), "convolutions"),
     **dict.fromkeys(("gradient_of_images", "gradient_of_kernel", "gradient_of_depthwise_kernel"), "convolutions"),
     **dict.fromkeys(("max_pool", "gradient_of_max_pool", "average_pool"), "pools"),
@@ -107,7 +107,8 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
     text = program.as_text()
     names = operation_names(text)
     known = {fusion: PRODUCTS[product] for fusion, product in fused_products(text).items()}
-    known |= {call: kind for call, called in custom_calls(text).items() if (kind := handled_kind(called))}
+    handlers = {library.target(handler): HANDLERS.get(handler, REST) for handler in library.HANDLERS}
+    known |= {name: handlers[called] for name, called in custom_calls(text).items() if called in handlers}
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -118,12 +119,6 @@ def profiled(program: jax.stages.Compiled, call: Callable[[], Any]) -> dict[tupl
             kind = known.get(operation) or (KINDS.get(name.rpartition("/")[2], REST) if name else MOVING)
             spent[kind, part_of(name)] += nanoseconds / 1e9
     return dict(spent)
-
-
-def handled_kind(called: str) -> str | None:
-    """Returns the kind of operation that a custom call computes, if the function is one of `library.HANDLERS`."""
-    handler = next((handler for handler in library.HANDLERS if called == library.target(handler)), None)
-    return HANDLERS.get(handler, REST) if handler else None
 
 
 def part_of(name: str) -> str:

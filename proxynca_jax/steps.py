@@ -112,7 +112,7 @@ def init_state(
 
 
 def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
-    """Returns XLA's options for a training step. On a GPU, programs with graphs need cuDNN, so this starts it.
+    """Returns XLA's options for a training step. On a GPU this also starts cuDNN, before any graph is recorded.
 
     Args:
         platform: to compile for, as `jax.default_backend` names it.
@@ -120,11 +120,9 @@ def compiler_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:
     """
     if platform != "gpu":
         return {}
-    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": ALL_REDUCE_BUCKET}
-    if not graphs:
-        return options
     start_cudnn()
-    return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS}
+    options: dict[str, Any] = {"xla_gpu_all_reduce_combine_threshold_bytes": ALL_REDUCE_BUCKET}
+    return options | {"xla_gpu_enable_command_buffer": IN_GRAPHS} if graphs else options
 
 
 def embedding_options(platform: str, *, graphs: bool = True) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The operations of oneDNN against their definitions. Its behaviour in processes: `test_onednn_in_processes.py`."""
 
 import functools
+import itertools
 import platform
 import sys
 
@@ -278,7 +279,10 @@ def test_changed_kernel_is_used(fingerprint_of):
 
 
 def test_a_kernel_is_known_by_its_fingerprint():
-    """Its copy in oneDNN's layout is used again, whatever the kernel is. A gradient uses the kernel."""
+    """Its copy in oneDNN's layout is used again, whatever the kernel is. A gradient uses the kernel.
+
+    oneDNN has a layout of its own for these channels on every processor with AVX2.
+    """
     x, window = drawn(1, 8, 8, 32), Window(1, centred_padding(3), IDENTITY)
     first, second = drawn(32, 3, 3, 32), drawn(32, 3, 3, 32, seed=1)
 
@@ -289,16 +293,16 @@ def test_a_kernel_is_known_by_its_fingerprint():
     assert_equal(ours, functools.partial(plain_convolution, stride=1), x, second)
 
 
-@pytest.mark.parametrize("shape", [(1,), (3, 3, 1, 8), (7, 3, 3, 11)])
+@pytest.mark.parametrize("shape", [(1,), (3, 3, 1, 3), (2, 3, 3, 2)])
 def test_each_bit_changes_a_fingerprint(shape):
     kernel = np.asarray(drawn(*shape)).ravel()
     of = jax.jit(operations.fingerprint_of)
-    seen = {bytes(of(jnp.array(kernel)))}
-    for place in range(kernel.size):
+    seen, changed = {bytes(of(jnp.array(kernel)))}, list(itertools.product(range(kernel.size), range(32)))
+    for place, bit in changed:
         bits = kernel.copy().view(np.uint32)
-        bits[place] ^= np.uint32(1 << place % 32)
+        bits[place] ^= np.uint32(1 << bit)
         seen.add(bytes(of(jnp.array(bits.view(np.float32)))))
-    assert len(seen) == kernel.size + 1
+    assert len(seen) == len(changed) + 1
     assert bytes(of(jnp.zeros(8))) != bytes(of(jnp.zeros(9)))
 
 

@@ -18,8 +18,6 @@ def test_handlers_of_onednn_count_as_what_they_compute():
     spent = profile(lambda x, kernel: jnp.sum(max_pool(convolve(x, kernel, 1), stride=2)), x, kernel)
     assert {("convolutions", "forward"), ("convolutions", "backward")} <= spent.keys()
     assert {("pools", "forward"), ("pools", "backward")} <= spent.keys()
-    convolutions = sum(seconds for (kind, _), seconds in spent.items() if kind == "convolutions")
-    assert convolutions > sum(spent.values()) / 2
 
 
 def test_convolutions_of_xla_count_as_convolutions_or_products():

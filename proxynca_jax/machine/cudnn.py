@@ -3,7 +3,7 @@
 import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 
 @functools.cache
@@ -11,8 +11,8 @@ def start_cudnn() -> None:
     """Computes a small convolution on each GPU of this process. Does nothing on other devices.
 
     XLA starts cuDNN with the first convolution that it tries or runs. If that happens while it records a CUDA graph,
-    cuDNN cannot allocate memory, and the program fails. A program that was loaded from the compilation cache, whose
-    first kernels are in a graph, always did.
+    cuDNN cannot allocate memory, and the program fails. This always happened to programs from the compilation cache,
+    because XLA had not tried convolutions to choose between them.
     """
 
     # XLA leaves a program of one kernel out of graphs.
@@ -22,5 +22,5 @@ def start_cudnn() -> None:
 
     for device in jax.local_devices():
         if device.platform == "gpu":
-            x, kernel = (jax.device_put(jnp.zeros(shape), device) for shape in ((1, 8, 8, 8), (3, 3, 8, 8)))
+            x, kernel = (jax.device_put(np.zeros(shape, np.float32), device) for shape in ((1, 8, 8, 8), (3, 3, 8, 8)))
             convolve(x, kernel).block_until_ready()

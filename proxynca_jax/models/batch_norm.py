@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from proxynca_jax.models.activation import RELU, Activation, clamp, passed
-from proxynca_jax.models.convolution import Conv, by_turns, fingerprint_of
+from proxynca_jax.models.convolution import Conv, by_turns, make_fingerprint, on_device
 from proxynca_jax.models.depthwise import DepthwiseConv
 from proxynca_jax.onednn import operations
 from proxynca_jax.onednn.way import uses_onednn
@@ -34,10 +34,9 @@ class BatchNorm(nnx.Module):
         momentum: share of the old running statistics kept at each step, 0 to 1. PyTorch's is 1 minus this.
         epsilon: added to the variance.
         """
-        start = (np.ones(features, np.float32), np.zeros(features, np.float32))
-        (scale, bias), (var, mean) = (jax.device_put(start, may_alias=False) for _ in range(2))
-        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
-        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
+        ones, zeros = np.ones(features, np.float32), np.zeros(features, np.float32)
+        self.scale, self.bias = nnx.Param(on_device(ones)), nnx.Param(on_device(zeros))
+        self.mean, self.var = nnx.BatchStat(on_device(zeros)), nnx.BatchStat(on_device(ones))
         self.momentum, self.epsilon = momentum, epsilon
 
     def update(self, mean: Float[Array, " channels"], var: Float[Array, " channels"]) -> None:
@@ -120,7 +119,7 @@ def fold_batch_norm(convolution: Conv | DepthwiseConv, norm: BatchNorm) -> None:
     old = 0 if convolution.bias is None else convolution.bias[...]
     convolution.bias = nnx.Param(norm.bias[...] + (old - norm.mean[...]) * factor)
     convolution.multiply_outputs(factor)
-    convolution.fingerprint = fingerprint_of(convolution.kernel[...])
+    convolution.fingerprint = make_fingerprint(convolution.kernel[...])
 
 
 def _normalise_batch(

@@ -50,6 +50,14 @@ def same_padding(size: Sequence[int], side: int, stride: int) -> Padding:
     return rows, columns
 
 
+def on_device(array: np.ndarray) -> Array:
+    """Puts initial values on the device, into memory of their own: a training step overwrites it.
+
+    `jnp.array` would compile a program for each shape.
+    """
+    return jax.device_put(array, may_alias=False)
+
+
 class Conv(nnx.Module):
     """The kernel and the bias of a convolution. `convolve` applies the kernel, `batch_norm_act` the bias.
 
@@ -72,9 +80,9 @@ class Conv(nnx.Module):
         shape = (kernel, kernel, inputs, outputs)
         deviation = np.float32(np.sqrt(2 / (kernel * kernel * inputs)))
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
-        self.kernel = nnx.Param(jax.device_put(draw.transpose(3, 0, 1, 2), may_alias=False))
+        self.kernel = nnx.Param(on_device(draw.transpose(3, 0, 1, 2)))
         self.bias: nnx.Param[Array] | None = nnx.data(
-            nnx.Param(jax.device_put(np.zeros(outputs, np.float32), may_alias=False)) if bias else None
+            nnx.Param(on_device(np.zeros(outputs, np.float32))) if bias else None
         )
         self.fingerprint: nnx.Variable[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride
@@ -109,7 +117,7 @@ def convolve(
         fingerprint: of the folded kernel, by which oneDNN keeps a copy of it.
     """
     padding = padding or centred_padding(kernel.shape[1])
-    if x.shape[1:3] == (1, 1) and all(sum(pads) + 1 == kernel.shape[1] for pads in padding):
+    if x.shape[1:3] == (1, 1) and kernel.shape[1] > 1 and all(sum(pads) + 1 == kernel.shape[1] for pads in padding):
         kernel, padding, fingerprint = _middle(kernel, padding), ((0, 0), (0, 0)), None
     blocks = kernel.shape[3] < FEW_CHANNELS and stride == 2
     definition = functools.partial(plain_convolution, stride=stride, precision=precision, padding=padding)
@@ -128,13 +136,13 @@ def convolve(
     return jax.lax.platform_dependent(x, kernel, bias, addend, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=default)
 
 
-def fingerprint_of(kernel: Float[Array, "..."]) -> nnx.Variable[Array] | None:
+def make_fingerprint(kernel: Float[Array, "..."]) -> nnx.Variable[Array] | None:
     """Returns a digest of a kernel's content if oneDNN computes the convolution: it keeps a copy of the kernel."""
     if not uses_onednn():
         return None
-    no_digest = jnp.zeros(4, jnp.uint32)
+    unread = jnp.zeros(4, jnp.uint32)  # of a program that is compiled for another platform
     return nnx.Variable(
-        jax.lax.platform_dependent(kernel, cpu=operations.fingerprint_of, default=lambda kernel: no_digest)
+        jax.lax.platform_dependent(kernel, cpu=operations.fingerprint_of, default=lambda kernel: unread)
     )
 
 

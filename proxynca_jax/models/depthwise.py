@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt32
 
 from proxynca_jax.models.activation import IDENTITY, Activation
-from proxynca_jax.models.convolution import same_padding, then_activate
+from proxynca_jax.models.convolution import on_device, same_padding, then_activate
 from proxynca_jax.onednn import operations
 from proxynca_jax.onednn.way import uses_onednn
 
@@ -38,7 +38,7 @@ class DepthwiseConv(nnx.Module):
         shape = (kernel, kernel, 1, channels)
         deviation = np.float32(math.sqrt(2) / kernel)
         draw = np.zeros(shape, np.float32) if rng is None else deviation * rng.standard_normal(shape, np.float32)
-        self.kernel = nnx.Param(jax.device_put(draw, may_alias=False))
+        self.kernel = nnx.Param(on_device(draw))
         self.bias: nnx.Param[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.fingerprint: nnx.Variable[Array] | None = nnx.data(None)  # until BatchNorm is folded
         self.stride = stride

@@ -15,6 +15,7 @@ from proxynca_jax.errors import look_up
 from proxynca_jax.machine.precision import PRECISIONS, activation_dtype
 from proxynca_jax.models import BACKBONES
 from proxynca_jax.models.backbone import Backbone, normalise
+from proxynca_jax.models.convolution import on_device
 
 TRAINING_PASSES = 3  # FLOP of a training step in forward passes: one forward, one per gradient (weights, inputs)
 Tree = dict[str, Any]  # nested dicts of arrays
@@ -49,8 +50,8 @@ class Linear(nnx.Module):
             below, above = scipy.special.ndtr([-2.0, 2.0])
             kernel = 0.001 * scipy.special.ndtri(rng.uniform(below, above, (inputs, outputs)))
             bias = rng.uniform(-(inputs**-0.5), inputs**-0.5, outputs)
-        self.kernel = nnx.Param(jax.device_put(np.float32(kernel), may_alias=False))
-        self.bias = nnx.Param(jax.device_put(np.float32(bias), may_alias=False))
+        self.kernel = nnx.Param(on_device(kernel.astype(np.float32)))
+        self.bias = nnx.Param(on_device(bias.astype(np.float32)))
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         # Always in float32, as PyTorch multiplies matrices on GPUs too.

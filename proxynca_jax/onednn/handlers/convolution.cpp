@@ -34,8 +34,8 @@ ffi::Error convolve(Kind kind, ffi::AnyBuffer images, ffi::AnyBuffer kernel, voi
 
 // `bias`, `addend` and `fingerprint` have no element if there is none.
 ffi::Error forward(ffi::AnyBuffer images, ffi::AnyBuffer kernel, ffi::AnyBuffer bias, ffi::AnyBuffer addend,
-                   ffi::Buffer<ffi::U32> fingerprint, ffi::Result<ffi::AnyBuffer> result, bool depthwise, int64_t stride, int64_t top, int64_t bottom,
-                   int64_t left, int64_t right, float low, float high) {
+                   ffi::Buffer<ffi::U32> fingerprint, ffi::Result<ffi::AnyBuffer> result, bool depthwise,
+                   int64_t stride, int64_t top, int64_t bottom, int64_t left, int64_t right, float low, float high) {
   return convolve(FORWARD, images, kernel, data(bias), data(addend), *result,
                   {depthwise, stride, top, bottom, left, right, low, high}, read_fingerprint(fingerprint));
 }

@@ -13,7 +13,8 @@ namespace {
 constexpr uint64_t ODD = 0x9E3779B97F4A7C15;
 constexpr int64_t LANES = 8;  // independent digests, which the processor computes at the same time
 
-// For a given digest this is a bijection of words, and for a given word one of digests: a changed word always shows.
+// For a given digest, different words have different results. For a given word, so have different digests: one changed
+// word always shows.
 uint64_t mixed(uint64_t digest, uint64_t word) { return std::rotl((digest ^ word) * ODD, 29); }
 
 ffi::Error digest(ffi::Buffer<ffi::F32> kernel, ffi::Result<ffi::Buffer<ffi::U32>> result) {
@@ -27,7 +28,7 @@ ffi::Error digest(ffi::Buffer<ffi::F32> kernel, ffi::Result<ffi::Buffer<ffi::U32
         lanes[lane] = mixed(lanes[lane], std::bit_cast<uint32_t>(values[word + lane]));
     std::array<uint64_t, 2> halves = {uint64_t(words), ~uint64_t(words)};
     for (const uint64_t lane : lanes)
-      for (uint64_t& half : halves) half = mixed(half, lane) + (half >> 31);
+      for (uint64_t& half : halves) half = mixed(half, lane);
     std::memcpy(result->typed_data(), halves.data(), sizeof halves);
   });
 }

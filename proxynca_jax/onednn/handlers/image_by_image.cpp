@@ -54,7 +54,8 @@ Layers prepare(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Span<cons
                       windows(from[2], own.left, own.right, side, own.stride), outputs};
     const bool is_last = index + 1 == limits.size() / 2;
     const Primitive& found = primitive({FORWARD, type, true, adds_images && is_last, true, from, sides, to, own});
-    layers.all.push_back({&found, reordered(found, kernel.untyped_data(), read_fingerprint(fingerprint)), bias.untyped_data()});
+    const Bytes own_kernel = reordered(found, kernel.untyped_data(), read_fingerprint(fingerprint));
+    layers.all.push_back({&found, own_kernel, bias.untyped_data()});
     const size_t bytes = ffi::ByteWidth(images.element_type()) * to[1] * to[2] * to[3];
     layers.activations = std::max(layers.activations, (bytes + 63) / 64 * 64);
     layers.scratchpad = std::max(layers.scratchpad, scratchpad_bytes(found));
@@ -86,8 +87,8 @@ class Worker {
   std::vector<Execution> executions_;
 };
 
-// `weights` are a kernel, a bias and a fingerprint for each layer, `geometry` has `NUMBERS` for each, `limits` two. The last layer may
-// add the images to its result.
+// `weights` are a kernel, a bias and a fingerprint for each layer, `geometry` has `NUMBERS` for each, `limits` two. The
+// last layer may add the images to its result.
 ffi::Error convolve(ffi::AnyBuffer images, ffi::RemainingArgs weights, ffi::Result<ffi::AnyBuffer> results,
                     ffi::Span<const int64_t> geometry, ffi::Span<const float> limits, bool adds_images) {
   return guarded([&] {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -85,7 +84,7 @@ struct Primitive {
   Task task;
   Owned<dnnl_primitive> primitive{nullptr, nullptr}, reorder{nullptr, nullptr};  // no reorder: the layouts are equal
   Layout images, result, given_kernel, kernel, bias, scratchpad;
-  size_t given_bytes, kernel_bytes, scratchpad_bytes;
+  size_t kernel_bytes, scratchpad_bytes;
 };
 
 namespace {
@@ -182,9 +181,7 @@ std::unique_ptr<Primitive> make(const Task& task) {
                                                      std::move(bias),
                                                      std::move(scratchpad),
                                                      0,
-                                                     0,
                                                      0});
-  found->given_bytes = dnnl_memory_desc_get_size(found->given_kernel.get());
   found->kernel_bytes = dnnl_memory_desc_get_size(found->kernel.get());
   found->scratchpad_bytes = dnnl_memory_desc_get_size(found->scratchpad.get());
   if (!dnnl_memory_desc_equal(found->given_kernel.get(), found->kernel.get())) {
@@ -222,7 +219,7 @@ Bytes reordered_copy(const Primitive& found, void* kernel) {
   return copy;
 }
 
-// Kernels of inference, so that each is reordered once.
+// Reorders each kernel of inference once. Equal fingerprints are of kernels with equal content.
 class ReorderedKernels {
  public:
   Bytes find(const Primitive& found, void* kernel, const Fingerprint& fingerprint) {
