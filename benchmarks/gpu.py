@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [--json gpu.json]
 
 It needs a GPU that JAX and PyTorch find, the extras `cuda` and `test`, and about 2 GB in the folder for temporary
-files. On one H200 with 16 cores it took nine minutes: parity 100 s, steps 297 s, epoch 82 s, repeat 39 s. The parts, in
-this order:
+files. On one H200 with 16 cores its parts took nine minutes: parity 100 s, steps 297 s, epoch 82 s, repeat 39 s. The
+parts, in this order:
 
     versions    the card, its driver, and the versions of the libraries
     parity      distances from the reference's numbers in each precision (tests/test_golden.py)

@@ -12,7 +12,7 @@ import pytest
 
 from proxynca_jax.models.activation import IDENTITY, RELU, RELU6
 from proxynca_jax.models.batch_norm import _sums_of_distances, _sums_of_gradients
-from proxynca_jax.models.convolution import centred_padding, plain_convolution, same_padding, then_activate
+from proxynca_jax.models.convolution import centred_padding, convolve, plain_convolution, same_padding, then_activate
 from proxynca_jax.models.depthwise import plain_depthwise_convolution
 from proxynca_jax.models.efficientnet_lite import EFFICIENTNET_LITE0
 from proxynca_jax.models.pooling import max_pool_on_cpu, plain_average_pool
@@ -291,6 +291,24 @@ def test_a_kernel_is_known_by_its_fingerprint():
 
     np.testing.assert_array_equal(ours(x, first), ours(x, second))
     assert_equal(ours, functools.partial(plain_convolution, stride=1), x, second)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(1, True), (3, False)])
+def test_on_one_pixel_a_fingerprint_is_of_the_whole_kernel(side, kept, monkeypatch):
+    """Of a larger kernel only the middle is used, which the fingerprint does not describe."""
+    assert uses_onednn()  # its test runs before the operation is replaced
+    seen = []
+
+    def record(x, kernel, bias, window, addend, fingerprint):
+        seen.append((kernel.shape[1], fingerprint is not None))
+        return x
+
+    monkeypatch.setattr(operations, "convolution", record)
+    jax.eval_shape(
+        lambda x, kernel, fingerprint: convolve(x, kernel, 1, fingerprint=fingerprint),
+        *(drawn(2, 1, 1, 8), drawn(8, side, side, 8), jnp.zeros(4, jnp.uint32)),
+    )
+    assert seen == [(1, kept)]
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 3, 1, 3), (2, 3, 3, 2)])
